@@ -1,0 +1,1 @@
+"""A working /dev/iommu and VFIO devices on any Linux machine, in userspace."""

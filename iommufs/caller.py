@@ -1,0 +1,100 @@
+"""The client process behind one request: its memory, its files, its identity.
+
+A request names a thread, so a thread id is what a caller is known by. The thread waits in the
+kernel until it is answered, so its id cannot be another's meanwhile; nothing here is kept longer
+than the request, except an `Mm`, which holds on to the address space itself.
+"""
+
+import errno
+import os
+
+from iommufs import jobs
+from iommufs._native import ffi, lib
+from iommufs.errors import UapiError, check
+
+CAP_IPC_LOCK = 14
+CAP_SYS_RAWIO = 17
+CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
+
+
+class Mm:
+    """An address space of a client, kept through its exec and exit (see iofs_mm_open)."""
+
+    def __init__(self, tgid: int) -> None:
+        out = ffi.new("struct iofs_mm **")
+        check(lib.iofs_mm_open(tgid, out), f"the memory of process {tgid}")
+        self.handle = ffi.gc(out[0], lib.iofs_mm_put)
+
+    @property
+    def alive(self) -> bool:
+        return bool(lib.iofs_mm_alive(self.handle))
+
+
+class Caller:
+    """One thread of a client, for the time of one request.
+
+    uid, gid  its file-system ids, as the request says them
+    """
+
+    def __init__(self, tid: int, uid: int = 0, gid: int = 0) -> None:
+        self.tid = tid
+        self.uid = uid
+        self.gid = gid
+
+    async def read_some(self, address: int, length: int) -> bytes:
+        """What can be read of [address, address + length) before the first unreadable page."""
+        job = await jobs.finish(lib.iofs_job_client_read(self.tid, address, length))
+        try:
+            got = lib.iofs_job_result(job)
+            return bytes(ffi.buffer(lib.iofs_job_data(job), got)) if got > 0 else b""
+        finally:
+            lib.iofs_job_free(job)
+
+    async def read(self, address: int, length: int) -> bytes:
+        """Read client memory, all of it; EFAULT."""
+        data = await self.read_some(address, length) if length else b""
+        if len(data) < length:
+            raise UapiError(errno.EFAULT, f"client memory at {address + len(data):#x}")
+        return data
+
+    async def write(self, address: int, data: bytes) -> None:
+        """Write client memory; EFAULT, the part before the bad page being written by then."""
+        if not data:
+            return
+        job = await jobs.finish(lib.iofs_job_client_write(self.tid, address, data, len(data)))
+        try:
+            done = max(lib.iofs_job_result(job), 0)
+        finally:
+            lib.iofs_job_free(job)
+        if done < len(data):
+            raise UapiError(errno.EFAULT, f"client memory at {address + done:#x}")
+
+    def _status(self, key: str) -> str:
+        with open(f"/proc/{self.tid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == key:
+                    return value.strip()
+        raise UapiError(errno.ESRCH, f"no {key} of thread {self.tid}")
+
+    @property
+    def tgid(self) -> int:
+        """The process that the thread belongs to."""
+        return int(self._status("Tgid"))
+
+    def capable(self, capability: int) -> bool:
+        """Whether the thread has a capability (CAP_… above) in our own user namespace."""
+        if not int(self._status("CapEff"), 16) >> capability & 1:
+            return False
+        mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))
+        return (mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+    def get_fd(self, fd: int) -> int:
+        """A duplicate, in this process, of the client's open file; EBADF. The caller closes it."""
+        out = lib.iofs_client_fd(self.tid, fd)
+        return check(out, f"fd {fd} of the client")
+
+    def mm(self) -> Mm:
+        """A handle on the caller's address space as it is now; ESRCH, ENOMEM."""
+        return Mm(self.tgid)

@@ -1,0 +1,45 @@
+"""One ioctl in flight: where its structure lies, what was read of it, how it is answered.
+
+The dispatcher makes it, has read the structure into `cmd` by the rules of its table, and passes it
+to the handler. The client's memory may change at any time; `cmd` is our copy and is read once.
+"""
+
+from typing import Any
+
+from iommufs._native import ffi
+from iommufs.caller import Caller
+
+
+class Ucmd:
+    """What a handler gets.
+
+    file       the open file of ours that the ioctl came on (iommufd: its Ctx)
+    cmd        the structure, a cffi pointer; output fields are set in it
+    arg        where the client has it; also the plain argument of ioctls without a structure
+    user_size  how many bytes the client says it has
+    """
+
+    def __init__(
+        self, caller: Caller, file: Any, arg: int, cmd: Any = None, user_size: int = 0
+    ) -> None:
+        self.caller = caller
+        self.file = file
+        self.arg = arg
+        self.cmd = cmd
+        self.user_size = user_size
+
+    async def respond(self) -> None:
+        """Write the structure back, as far as the client's goes; EFAULT.
+
+        A handler that made something does this last, and unmakes it if this raises.
+        """
+        size = min(self.user_size, ffi.sizeof(self.cmd[0]))
+        await self.caller.write(self.arg, bytes(ffi.buffer(self.cmd, size)))
+
+    async def write_field(self, name: str) -> None:
+        """Write one field of the structure back; EFAULT."""
+        kind = ffi.typeof(self.cmd).item
+        offset = ffi.offsetof(kind, name)
+        size = ffi.sizeof(dict(kind.fields)[name].type)
+        data = bytes(ffi.buffer(self.cmd, ffi.sizeof(kind)))[offset : offset + size]
+        await self.caller.write(self.arg + offset, data)

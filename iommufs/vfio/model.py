@@ -1,0 +1,155 @@
+"""The contract between a device model and everything above it: what a model author reads.
+
+A model is the inside of one PCI function. It is told offsets inside its regions, never addresses;
+bounds and width are checked before it is called, config space, interrupt delivery and DMA
+translation are done for it. It describes itself once, then answers `read` and `write`, and reaches
+the world through the `Host` handed to it:
+
+    class Answer(Model):
+        def __init__(self, host, options):
+            self.host = host
+
+        def describe(self):
+            return Description(vendor=0x1234, device=0x0042, class_code=0xff0000,
+                               bars={0: Bar(size=4096)}, msi_vectors=1)
+
+        def read(self, region, offset, size):
+            return 42
+
+Calls to a model are made one at a time, from one thread, and must not wait. What takes time (a DMA
+engine, a timer) is an async function given to `host.start`; it ends with the model's reset or its
+closing. An exception that leaves a model is reported against its device; the client sees EIO.
+
+Not here: files, ioctls, groups (iommufs/vfio/), page tables (native/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+INTX = 0
+MSI = 1
+MSIX = 2
+
+
+class DmaError(Exception):
+    """The IOMMU, or bus mastering being off, refused a DMA; no byte was moved.
+
+    iova    the first byte that was refused
+    reason  "unmapped", "permission", "bus master off", "not attached" or "memory gone"
+    """
+
+    def __init__(self, iova: int, reason: str) -> None:
+        super().__init__(f"DMA at {iova:#x} refused: {reason}")
+        self.iova = iova
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One base address register.
+
+    size      bytes, a power of two, at least 16 (memory) or 4 (I/O ports)
+    mappable  a client may mmap it: stores then reach the model only through Host.watch
+    """
+
+    size: int
+    mappable: bool = False
+    io: bool = False
+    bits64: bool = False
+    prefetchable: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a function is. Ids are those of PCI config space.
+
+    config   bytes of config space that the fields do not say (vendor capabilities, PCIe, …), from
+             offset 0, 256 or 4096 bytes long; empty: made from the fields alone
+    """
+
+    vendor: int
+    device: int
+    class_code: int
+    revision: int = 0
+    subsystem_vendor: int = 0
+    subsystem_device: int = 0
+    bars: Mapping[int, Bar] = field(default_factory=dict)
+    rom: bytes = b""
+    intx: bool = True
+    msi_vectors: int = 0
+    msix_vectors: int = 0
+    msix_table: tuple[int, int] = (0, 0)  # BAR index, offset
+    msix_pba: tuple[int, int] = (0, 0)
+    config: bytes = b""
+
+
+class Host(Protocol):
+    """What a model may ask of the machine around it."""
+
+    async def dma_read(self, iova: int, length: int) -> bytes:
+        """Read `length` bytes of client memory; DmaError."""
+
+    async def dma_write(self, iova: int, data: bytes) -> None:
+        """Write client memory; DmaError."""
+
+    def set_intx(self, level: bool) -> None:
+        """Drive the INTx line; delivered unless disabled, masked or not set up by the client."""
+
+    def msi(self, vector: int) -> None:
+        """Send message-signalled interrupt `vector` (MSI or MSI-X, whichever is on)."""
+
+    def msi_enabled(self) -> bool:
+        """True while MSI or MSI-X is switched on by the client."""
+
+    def bar(self, region: int) -> memoryview:
+        """The memory behind a mappable BAR: clients that map the BAR share it.
+
+        Reading it is safe at any time; store through `store` only, so that watches know.
+        """
+
+    def store(self, region: int, offset: int, size: int, value: int) -> None:
+        """Leave a value (size 4 or 8 bytes) in a mappable BAR's memory for clients to load."""
+
+    def watch(self, region: int, offset: int, size: int) -> None:
+        """Call Model.write when a client's mapping changes this word (4 or 8 bytes) of a BAR.
+
+        Storing the value that is there already cannot be seen.
+        """
+
+    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run an async function beside the model until it returns, or reset or close cancels it."""
+
+    def report(self, event: str, **details: Any) -> None:
+        """Say something about this device in the log."""
+
+
+class Model:
+    """Base of all models: a function without registers. Override what the device has."""
+
+    def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
+        self.host = host
+
+    def describe(self) -> Description:
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """A client has bound the device."""
+
+    def close(self) -> None:
+        """The client is gone; tasks are cancelled, mappings too."""
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        """The value of `size` (1, 2, 4 or 8) bytes at `offset` of BAR `region`, little endian."""
+        return 0
+
+    def write(self, region: int, offset: int, size: int, value: int) -> None:
+        """Store `value`, of `size` bytes, at `offset` of BAR `region`."""
+
+    def reset(self) -> None:
+        """Back to power-on state; tasks are cancelled before it is called."""
+
+    def dma_unmap(self, iova: int, length: int) -> None:
+        """Let go of pins in this range (devices without an IOMMU only)."""

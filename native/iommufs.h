@@ -1,0 +1,260 @@
+/*
+ * The native core and the transport: the whole C interface of iommufs, and the only header that
+ * Python sees (native/build_ffi.py feeds it to cffi, so what stands here stays plain C without
+ * macros that take arguments).
+ *
+ * Words: ranges are closed, [start, last]; bytes are `length`, counts `n…`, positions in pages
+ * `index`. Functions return 0 or a count on success and -errno on failure; outputs come last and
+ * are written on success only, unless their text says otherwise. Nothing here knows object ids,
+ * ioctl numbers or files of ours: those live in Python.
+ *
+ * Threads: every function may be called from any thread. One mutex for each iopt; order of locks:
+ * iopt, then pages, then domain. No function calls back into Python.
+ */
+#ifndef IOMMUFS_H
+#define IOMMUFS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* What lives now. A test of leaks compares two of these; every field returns to its old value. */
+struct iofs_stats {
+  uint64_t mms;          /* open client address spaces */
+  uint64_t users;        /* users with a locked-memory counter that is not 0 */
+  uint64_t iopts;
+  uint64_t areas;
+  uint64_t pages;        /* pages objects */
+  uint64_t pinned_pages; /* 4 KiB pages pinned now, counted once for each pages object */
+  uint64_t domains;
+  uint64_t table_bytes;  /* page tables of all domains */
+  uint64_t accesses;
+  uint64_t source_maps;  /* windows of client memory mapped into this process */
+  uint64_t jobs;         /* jobs not freed yet */
+  uint64_t requests;     /* FUSE requests taken from the kernel and not answered yet */
+};
+
+void iofs_statistics(struct iofs_stats *out);
+
+/* ---- mm: the address space of a client process ------------------------------------------------
+ *
+ * A handle keeps the very address space that the process had when the handle was made, through
+ * exec and exit: an access after that fails with EFAULT and never reaches another process.
+ */
+struct iofs_mm;
+
+int iofs_mm_open(int tgid, struct iofs_mm **out); /* ESRCH, EPERM, EMFILE, ENOMEM */
+void iofs_mm_get(struct iofs_mm *mm);
+void iofs_mm_put(struct iofs_mm *mm);
+int iofs_mm_alive(const struct iofs_mm *mm); /* 1 while the process still runs in it, else 0 */
+
+/* ---- accounting -------------------------------------------------------------------------------
+ *
+ * Whom the pages of a mapping are charged to; fixed when it is made (semantics 4.2).
+ */
+enum iofs_charge_mode { IOFS_CHARGE_NONE, IOFS_CHARGE_USER, IOFS_CHARGE_MM };
+
+struct iofs_charge {
+  uint32_t mode; /* enum iofs_charge_mode */
+  uint32_t uid;  /* of the caller; the counter of mode USER */
+  int32_t tgid;  /* whose RLIMIT_MEMLOCK counts */
+};
+
+/* ---- iopt: the I/O address space behind an IOAS ---------------------------------------------- */
+struct iofs_iopt;
+struct iofs_domain;
+struct iofs_piece_list;
+struct iofs_access;
+
+enum iofs_prot { IOFS_READ = 1, IOFS_WRITE = 2 };
+
+struct iofs_range {
+  uint64_t start, last;
+};
+
+/* Who owns a reserved range: removed together by iofs_iopt_remove_reserved(owner). */
+typedef uint64_t iofs_owner;
+
+struct iofs_iopt *iofs_iopt_new(void); /* NULL: ENOMEM */
+void iofs_iopt_free(struct iofs_iopt *iopt); /* no domain or access may be left; unmaps all */
+
+/*
+ * Map. *iova is used if fixed, else chosen as semantics 3.2 says and written. The checks are those
+ * of semantics 3.1 from "user_va + length overflows" on, in that order, 3.3 from "length == 0" on.
+ * file: fd is not kept (duplicated if it can ever be pinned).
+ */
+int iofs_iopt_map_user(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct iofs_charge *charge,
+                       uint64_t user_va, uint64_t length, uint32_t prot, int fixed, uint64_t *iova);
+int iofs_iopt_map_file(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct iofs_charge *charge,
+                       int fd, uint64_t start, uint64_t length, uint32_t prot, int fixed,
+                       uint64_t *iova);
+
+/*
+ * Copy, in the two halves between which IOAS_COPY looks up its destination (semantics 3.4): first
+ * the pieces of pages behind [iova, iova + length) (EINVAL length 0, EOVERFLOW, ENOENT), which the
+ * list keeps alive; then their mapping elsewhere.
+ */
+int iofs_iopt_get_pieces(struct iofs_iopt *iopt, uint64_t iova, uint64_t length,
+                         struct iofs_piece_list **out);
+int iofs_iopt_map_pieces(struct iofs_iopt *iopt, const struct iofs_piece_list *list, uint32_t prot,
+                         int fixed, uint64_t *iova);
+void iofs_piece_list_free(struct iofs_piece_list *list);
+
+/*
+ * Unmap what lies in [iova, iova + length) (semantics 3.5 from "length == 0" on); not atomic.
+ * *unmapped: bytes unmapped, added to, written on failure too. Returns 1 if an access has pins in
+ * *notify: tell every external access of the iopt, then call again with the same arguments; a call
+ * that again finds the same area pinned counts as one try, EDEADLK after 100.
+ */
+int iofs_iopt_unmap(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint64_t *unmapped,
+                    struct iofs_range *notify);
+int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_range *notify);
+
+/* The complement of the reserved ranges, ascending. Returns their number, also if greater than n;
+ * writes the first n. */
+size_t iofs_iopt_holes(struct iofs_iopt *iopt, struct iofs_range *out, size_t n);
+uint64_t iofs_iopt_alignment(struct iofs_iopt *iopt);
+
+/* Replace the allowed list (semantics 2.3: EINVAL for an overlap among themselves or start >= last
+ * at the first such range, EADDRINUSE on a reserved one; the old list stays). */
+int iofs_iopt_set_allowed(struct iofs_iopt *iopt, const struct iofs_range *ranges, size_t n);
+
+/* EADDRINUSE if the range meets an area or an allowed range. */
+int iofs_iopt_reserve(struct iofs_iopt *iopt, uint64_t start, uint64_t last, iofs_owner owner);
+void iofs_iopt_remove_reserved(struct iofs_iopt *iopt, iofs_owner owner);
+
+int iofs_iopt_huge_pages(struct iofs_iopt *iopt);                  /* 0 or 1 */
+int iofs_iopt_set_huge_pages(struct iofs_iopt *iopt, int enabled); /* EINVAL, EADDRINUSE (4.1) */
+size_t iofs_iopt_n_areas(struct iofs_iopt *iopt);
+
+/* For type1 v1: split the area that holds `iova` so that iova is the last byte of its left part
+ * (semantics 3.6). */
+int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova);
+
+/* ---- domain: the page table of one HWPT ------------------------------------------------------ */
+struct iofs_domain_config {
+  uint64_t aperture_start, aperture_last;
+  uint64_t pgsize_bitmap; /* bit n: leaves of 1 << n bytes */
+};
+
+int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out);
+void iofs_domain_get(struct iofs_domain *domain);
+void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is in no iopt then */
+
+/* Fill with all areas and every later map (semantics 2.4, 2.5, 6): EINVAL, EADDRINUSE, EFAULT,
+ * ENOMEM; on failure nothing changed. */
+int iofs_iopt_add_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
+void iofs_iopt_remove_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
+
+/* ---- dma: what a device does through a domain ------------------------------------------------ */
+enum iofs_dma_reason { IOFS_DMA_OK, IOFS_DMA_UNMAPPED, IOFS_DMA_PERMISSION, IOFS_DMA_GONE };
+
+struct iofs_dma_fault {
+  uint64_t iova;   /* the first byte that could not be translated */
+  uint32_t write;  /* 1: the device wanted to write */
+  uint32_t reason; /* enum iofs_dma_reason; GONE: the client's memory is no more */
+};
+
+/* Copy between buf and [iova, iova + length): all or, on EFAULT, nothing of what the table
+ * refuses; *fault says why. May wait for the client's memory: run it in a job. */
+int iofs_dma_read(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length,
+                  struct iofs_dma_fault *fault);
+int iofs_dma_write(struct iofs_domain *domain, uint64_t iova, const void *buf, size_t length,
+                   struct iofs_dma_fault *fault);
+
+/* ---- access: how a device without an IOMMU reaches an IOAS (semantics 11) --------------------- */
+int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out);
+void iofs_access_free(struct iofs_access *access); /* detached by then */
+int iofs_access_attach(struct iofs_access *access, struct iofs_iopt *iopt); /* EINVAL, EADDRINUSE */
+int iofs_access_detach(struct iofs_access *access); /* EBUSY while pins are left */
+int iofs_access_pin(struct iofs_access *access, uint64_t iova, uint64_t length, uint32_t prot);
+int iofs_access_unpin(struct iofs_access *access, uint64_t iova, uint64_t length);
+int iofs_access_rw(struct iofs_access *access, uint64_t iova, void *buf, size_t length, int write);
+
+/* ---- job: work that may have to wait for a client's memory ------------------------------------
+ *
+ * A client's page may be slow for ever (userfaultfd, a file of a dead server), so no thread that
+ * serves others touches it: a job runs on a pool of threads that grows when its members are stuck.
+ * iofs_job_wait() waits a moment, the normal case; a job that takes longer is reported through
+ * iofs_job_done_fd().
+ */
+struct iofs_job;
+
+struct iofs_job *iofs_job_client_read(int tid, uint64_t address, size_t length);
+struct iofs_job *iofs_job_client_write(int tid, uint64_t address, const void *data, size_t length);
+struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const void *data,
+                              size_t length); /* data NULL: a read by the device */
+struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
+                                    size_t length); /* data NULL: a read by the device */
+
+/* 1: done; 0: not yet, its pointer will come out of iofs_job_next_done(). */
+int iofs_job_wait(struct iofs_job *job, uint32_t microseconds);
+int iofs_job_done_fd(void); /* an eventfd, readable while iofs_job_next_done() has something */
+struct iofs_job *iofs_job_next_done(void);
+
+int64_t iofs_job_result(const struct iofs_job *job); /* client: bytes moved or -errno; else 0, -errno */
+const void *iofs_job_data(const struct iofs_job *job);
+const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job);
+void iofs_job_free(struct iofs_job *job); /* a running job is freed by its thread when it ends */
+
+/* A duplicate of file descriptor fd of the process that thread tid belongs to: EBADF, ESRCH, EPERM,
+ * EMFILE. */
+int iofs_client_fd(int tid, int fd);
+
+/* ---- watch: stores of a client to a mapped BAR -------------------------------------------------
+ *
+ * Stores to a mapping are silent; a poller thread compares words of the BAR's memory with what the
+ * model last left there. It spins while stores come, backs off to sleeps of `max_sleep_us` when
+ * none do, and rests without a watch.
+ */
+struct iofs_watch;
+
+struct iofs_watch_event {
+  uint64_t cookie, offset, value;
+  uint32_t size;
+};
+
+int iofs_watch_new(const void *memory, uint64_t cookie, uint32_t max_sleep_us,
+                   struct iofs_watch **out);
+int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size); /* size 4 or 8 */
+void iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
+                      uint64_t value); /* the model's own store; not an event */
+void iofs_watch_free(struct iofs_watch *watch);
+int iofs_watch_fd(void); /* an eventfd, readable while iofs_watch_next() has something */
+int iofs_watch_next(struct iofs_watch_event *out); /* 1: written; 0: none */
+
+/* ---- transport: /dev/fuse ---------------------------------------------------------------------
+ *
+ * Owns the device: a reader answers what it can alone, keeps ioctls for Python's dispatcher and
+ * hands everything else to libfuse, whose session reads a queue of ours. One mount for each
+ * process.
+ */
+struct iofs_ioctl {
+  uint64_t unique; /* names the request in the answer */
+  uint64_t nodeid, fh;
+  uint64_t arg;    /* the pointer, as a number */
+  uint32_t cmd;
+  uint32_t uid, gid;
+  int32_t tid;        /* thread id of the caller */
+  uint32_t prefetched; /* bytes of `payload` that could be read at arg */
+  uint8_t payload[128];
+};
+
+/* Mount on `path`, make the queue and start the reader. After this pyfuse3.init() joins in. */
+int iofs_transport_mount(const char *path);
+int iofs_transport_ioctl_fd(void); /* an eventfd, readable while a next_… call has something */
+int iofs_transport_next_ioctl(struct iofs_ioctl *out); /* 1: written; 0: none */
+/* The unique of an ioctl whose caller was signalled while it waits; 0: none. */
+uint64_t iofs_transport_next_interrupt(void);
+int iofs_transport_answer_ioctl(uint64_t unique, int32_t result); /* ENOENT: nobody waits */
+
+/* Files whose OPEN answer is to carry a backing file: mmap goes there. fd stays the caller's. */
+int iofs_transport_set_backing(uint64_t nodeid, int fd);
+int iofs_transport_has_passthrough(void);
+
+/* Which open file of ours a duplicate in this process is: ENOTTY if it is none. */
+int iofs_transport_identify(int fd, uint64_t *fh);
+
+void iofs_transport_unmount(void); /* lazily; ends the reader; what waits is answered ENOTCONN */
+
+#endif
