@@ -1,0 +1,77 @@
+/*
+ * The memory and the files of a client thread that waits for us: plain system calls, nothing kept.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "iommufs.h"
+#include "job.h"
+
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL /* Linux 6.9 */
+#endif
+
+/* Linux refuses user pointers with the sign bit; process_vm_readv() would find the vsyscall page. */
+static int outside_user_space(uint64_t address, size_t length) {
+  uint64_t last = address + (length ? length - 1 : 0);
+  return last < address || (int64_t)last < 0;
+}
+
+static ssize_t move(int tid, uint64_t address, void *buf, size_t length, int write) {
+  struct iovec local = {buf, length};
+  struct iovec remote = {(void *)(uintptr_t)address, length};
+  if (outside_user_space(address, length))
+    return -EFAULT;
+  ssize_t n = write ? process_vm_writev(tid, &local, 1, &remote, 1, 0)
+                    : process_vm_readv(tid, &local, 1, &remote, 1, 0);
+  return n < 0 ? -errno : n;
+}
+
+ssize_t iofs_client_read(int tid, uint64_t address, void *buf, size_t length) {
+  return move(tid, address, buf, length, 0);
+}
+
+ssize_t iofs_client_write(int tid, uint64_t address, const void *buf, size_t length) {
+  return move(tid, address, (void *)(uintptr_t)buf, length, 1);
+}
+
+/* The thread group of a thread, from /proc. */
+static int tgid_of(int tid) {
+  char path[64], line[256];
+  int tgid = -ESRCH;
+  snprintf(path, sizeof path, "/proc/%d/status", tid);
+  FILE *file = fopen(path, "re");
+  if (!file)
+    return -ESRCH;
+  while (fgets(line, sizeof line, file))
+    if (sscanf(line, "Tgid: %d", &tgid) == 1)
+      break;
+  fclose(file);
+  return tgid;
+}
+
+int iofs_client_fd(int tid, int fd) {
+  if (fd < 0)
+    return -EBADF;
+  int pidfd = syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
+  if (pidfd < 0 && errno == EINVAL) { /* a kernel without PIDFD_THREAD wants the group's leader */
+    int tgid = tgid_of(tid);
+    if (tgid < 0)
+      return tgid;
+    pidfd = syscall(SYS_pidfd_open, tgid, 0);
+  }
+  if (pidfd < 0)
+    return -errno;
+  int copy = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+  if (copy < 0)
+    copy = -errno;
+  close(pidfd);
+  return copy;
+}

@@ -1,0 +1,272 @@
+/*
+ * A pool of threads for work that may have to wait for a client's memory.
+ *
+ * A thread that is stuck in a client's page is lost until the client resolves it or dies, so the
+ * pool grows whenever work comes in and nobody is idle; surplus threads end. States of a job:
+ * QUEUED → RUNNING → DONE, all changes under `lock`. PARKED: its waiter gave up waiting and wants
+ * to find it in the done list. ORPHAN: nobody wants it any more.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "iommufs.h"
+#include "job.h"
+
+/* Beyond this many stuck threads, work queues up: what is left to a client that parks them all. */
+#define MAX_THREADS 512
+#define MAX_IDLE 4
+
+enum kind { CLIENT_READ, CLIENT_WRITE, DMA_READ, DMA_WRITE, ACCESS_READ, ACCESS_WRITE };
+enum state { QUEUED, RUNNING, DONE };
+
+struct iofs_job {
+  struct iofs_job *next; /* in the queue, or in the done list */
+  enum kind kind;
+  enum state state;
+  int parked, orphan, tid;
+  struct iofs_domain *domain;
+  struct iofs_access *access;
+  uint64_t address;
+  size_t length;
+  int64_t result;
+  struct iofs_dma_fault fault;
+  unsigned char data[];
+};
+
+struct list {
+  struct iofs_job *first, **tail;
+};
+
+_Atomic uint64_t iofs_live_jobs;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t work_added = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t job_done; /* CLOCK_MONOTONIC, see init() */
+static struct list queue = {0, &queue.first};
+static struct list done = {0, &done.first};
+static unsigned n_threads, n_idle, n_queued;
+static int done_fd = -1;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void init(void) {
+  pthread_condattr_t attr;
+  pthread_condattr_init(&attr);
+  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+  pthread_cond_init(&job_done, &attr);
+  pthread_condattr_destroy(&attr);
+  done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+}
+
+static void list_push(struct list *list, struct iofs_job *job) {
+  job->next = NULL;
+  *list->tail = job;
+  list->tail = &job->next;
+}
+
+static struct iofs_job *list_pop(struct list *list) {
+  struct iofs_job *job = list->first;
+  if (job && !(list->first = job->next))
+    list->tail = &list->first;
+  return job;
+}
+
+/* 1 if the job was in the list. */
+static int list_remove(struct list *list, struct iofs_job *job) {
+  for (struct iofs_job **at = &list->first; *at; at = &(*at)->next)
+    if (*at == job) {
+      *at = job->next;
+      if (!*at)
+        list->tail = at;
+      return 1;
+    }
+  return 0;
+}
+
+static void destroy(struct iofs_job *job) {
+  if (job->domain)
+    iofs_domain_put(job->domain);
+  free(job);
+  iofs_live_jobs--;
+}
+
+static int64_t run(struct iofs_job *job) {
+  switch (job->kind) {
+  case CLIENT_READ:
+    return iofs_client_read(job->tid, job->address, job->data, job->length);
+  case CLIENT_WRITE:
+    return iofs_client_write(job->tid, job->address, job->data, job->length);
+  case DMA_READ:
+    return iofs_dma_read(job->domain, job->address, job->data, job->length, &job->fault);
+  case DMA_WRITE:
+    return iofs_dma_write(job->domain, job->address, job->data, job->length, &job->fault);
+  case ACCESS_READ:
+  case ACCESS_WRITE:
+    return iofs_access_rw(job->access, job->address, job->data, job->length,
+                          job->kind == ACCESS_WRITE);
+  }
+  abort();
+}
+
+static void *worker(void *unused) {
+  (void)unused;
+  pthread_mutex_lock(&lock);
+  for (;;) {
+    struct iofs_job *job = list_pop(&queue);
+    if (!job) {
+      if (n_idle >= MAX_IDLE)
+        break;
+      n_idle++;
+      pthread_cond_wait(&work_added, &lock);
+      n_idle--;
+      continue;
+    }
+    n_queued--;
+    job->state = RUNNING;
+    pthread_mutex_unlock(&lock);
+    int64_t result = run(job);
+    pthread_mutex_lock(&lock);
+    job->result = result;
+    job->state = DONE;
+    if (job->orphan) {
+      destroy(job);
+    } else if (job->parked) {
+      list_push(&done, job);
+      eventfd_write(done_fd, 1);
+    } else {
+      pthread_cond_broadcast(&job_done);
+    }
+  }
+  n_threads--;
+  pthread_mutex_unlock(&lock);
+  return NULL;
+}
+
+/* With the lock held. Without a thread the job stays queued until one gets free. */
+static void grow(void) {
+  pthread_t thread;
+  pthread_attr_t attr;
+  pthread_attr_init(&attr);
+  pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+  pthread_attr_setstacksize(&attr, 128 << 10);
+  if (!pthread_create(&thread, &attr, worker, NULL))
+    n_threads++;
+  pthread_attr_destroy(&attr);
+}
+
+static struct iofs_job *make(enum kind kind, uint64_t address, const void *data, size_t length) {
+  pthread_once(&once, init);
+  struct iofs_job *job = calloc(1, sizeof *job + length);
+  if (!job)
+    return NULL;
+  job->kind = kind;
+  job->address = address;
+  job->length = length;
+  if (data)
+    memcpy(job->data, data, length);
+  iofs_live_jobs++;
+  return job;
+}
+
+static struct iofs_job *submit(struct iofs_job *job) {
+  if (!job)
+    return NULL;
+  pthread_mutex_lock(&lock);
+  list_push(&queue, job);
+  n_queued++;
+  if (n_queued > n_idle && n_threads < MAX_THREADS)
+    grow();
+  pthread_cond_signal(&work_added);
+  pthread_mutex_unlock(&lock);
+  return job;
+}
+
+struct iofs_job *iofs_job_client_read(int tid, uint64_t address, size_t length) {
+  struct iofs_job *job = make(CLIENT_READ, address, NULL, length);
+  if (job)
+    job->tid = tid;
+  return submit(job);
+}
+
+struct iofs_job *iofs_job_client_write(int tid, uint64_t address, const void *data, size_t length) {
+  struct iofs_job *job = make(CLIENT_WRITE, address, data, length);
+  if (job)
+    job->tid = tid;
+  return submit(job);
+}
+
+struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const void *data,
+                              size_t length) {
+  struct iofs_job *job = make(data ? DMA_WRITE : DMA_READ, iova, data, length);
+  if (job) {
+    iofs_domain_get(domain);
+    job->domain = domain;
+  }
+  return submit(job);
+}
+
+struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
+                                    size_t length) {
+  struct iofs_job *job = make(data ? ACCESS_WRITE : ACCESS_READ, iova, data, length);
+  if (job)
+    job->access = access;
+  return submit(job);
+}
+
+int iofs_job_wait(struct iofs_job *job, uint32_t microseconds) {
+  struct timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  uint64_t ns = until.tv_nsec + microseconds * 1000ull;
+  until.tv_sec += ns / 1000000000;
+  until.tv_nsec = ns % 1000000000;
+  pthread_mutex_lock(&lock);
+  while (job->state != DONE && pthread_cond_timedwait(&job_done, &lock, &until) != ETIMEDOUT)
+    ;
+  int finished = job->state == DONE;
+  job->parked = !finished;
+  pthread_mutex_unlock(&lock);
+  return finished;
+}
+
+int iofs_job_done_fd(void) {
+  pthread_once(&once, init);
+  return done_fd;
+}
+
+struct iofs_job *iofs_job_next_done(void) {
+  eventfd_t one;
+  pthread_mutex_lock(&lock);
+  struct iofs_job *job = list_pop(&done);
+  if (job)
+    eventfd_read(done_fd, &one);
+  pthread_mutex_unlock(&lock);
+  return job;
+}
+
+int64_t iofs_job_result(const struct iofs_job *job) { return job->result; }
+
+const void *iofs_job_data(const struct iofs_job *job) { return job->data; }
+
+const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job) { return &job->fault; }
+
+void iofs_job_free(struct iofs_job *job) {
+  eventfd_t one;
+  pthread_mutex_lock(&lock);
+  if (job->state == RUNNING) {
+    job->orphan = 1;
+    job = NULL;
+  } else if (job->state == QUEUED) {
+    list_remove(&queue, job);
+    n_queued--;
+  } else if (list_remove(&done, job)) {
+    eventfd_read(done_fd, &one);
+  }
+  pthread_mutex_unlock(&lock);
+  if (job)
+    destroy(job);
+}

@@ -1,0 +1,16 @@
+/* What the rooms of this directory share of the job pool; the rest is in iommufs.h. */
+#ifndef IOFS_JOB_H
+#define IOFS_JOB_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+extern _Atomic uint64_t iofs_live_jobs;
+
+/* Bytes moved, fewer than length where the client's memory ends, or -errno for the first byte. May
+ * wait for ever: see "job" in iommufs.h. */
+ssize_t iofs_client_read(int tid, uint64_t address, void *buf, size_t length);
+ssize_t iofs_client_write(int tid, uint64_t address, const void *buf, size_t length);
+
+#endif
