@@ -225,36 +225,43 @@ int iofs_watch_next(struct iofs_watch_event *out); /* 1: written; 0: none */
 
 /* ---- transport: /dev/fuse ---------------------------------------------------------------------
  *
- * Owns the device: a reader answers what it can alone, keeps ioctls for Python's dispatcher and
- * hands everything else to libfuse, whose session reads a queue of ours. One mount for each
- * process.
+ * Owns the device. Readers take turns: the one whose turn it is takes a request, answers it if it
+ * can alone, keeps an ioctl for Python's dispatcher, and queues everything else for libfuse, whose
+ * session (pyfuse3's) reads our queue as if it were the device. One mount for each process.
  */
 struct iofs_ioctl {
   uint64_t unique; /* names the request in the answer */
   uint64_t nodeid, fh;
-  uint64_t arg;    /* the pointer, as a number */
+  uint64_t arg; /* the pointer, as a number */
   uint32_t cmd;
   uint32_t uid, gid;
-  int32_t tid;        /* thread id of the caller */
+  int32_t tid;         /* thread id of the caller */
+  uint32_t compat;     /* 1: a 32-bit caller */
   uint32_t prefetched; /* bytes of `payload` that could be read at arg */
   uint8_t payload[128];
 };
 
-/* Mount on `path`, make the queue and start the reader. After this pyfuse3.init() joins in. */
+/* Mount on `path`, make the queue and start reading. pyfuse3.init() joins in after this. */
 int iofs_transport_mount(const char *path);
-int iofs_transport_ioctl_fd(void); /* an eventfd, readable while a next_… call has something */
-int iofs_transport_next_ioctl(struct iofs_ioctl *out); /* 1: written; 0: none */
-/* The unique of an ioctl whose caller was signalled while it waits; 0: none. */
+/* An eventfd, readable while there may be a next ioctl or interrupt. */
+int iofs_transport_ioctl_fd(void);
+/* 1: written; 0: none. An ioctl comes out when every RELEASE that arrived before it is answered. */
+int iofs_transport_next_ioctl(struct iofs_ioctl *out);
+/* The unique of an ioctl in Python's hands whose caller was signalled; 0: none. */
 uint64_t iofs_transport_next_interrupt(void);
-int iofs_transport_answer_ioctl(uint64_t unique, int32_t result); /* ENOENT: nobody waits */
+/* result: the ioctl's, or -errno. ENOENT: nobody waits for this answer. */
+int iofs_transport_answer_ioctl(uint64_t unique, int32_t result);
 
-/* Files whose OPEN answer is to carry a backing file: mmap goes there. fd stays the caller's. */
+/* From now on an open of this node is answered with a backing file: mmap goes there. fd stays the
+ * caller's. EOPNOTSUPP without passthrough. */
 int iofs_transport_set_backing(uint64_t nodeid, int fd);
+/* Known once the kernel has introduced itself, with the first request. */
 int iofs_transport_has_passthrough(void);
 
-/* Which open file of ours a duplicate in this process is: ENOTTY if it is none. */
+/* Which open file of ours a descriptor in this process is: its fh. ENOTTY if it is none. */
 int iofs_transport_identify(int fd, uint64_t *fh);
 
-void iofs_transport_unmount(void); /* lazily; ends the reader; what waits is answered ENOTCONN */
+/* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
+void iofs_transport_unmount(void);
 
 #endif

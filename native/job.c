@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -114,7 +115,10 @@ static int64_t run(struct iofs_job *job) {
 }
 
 static void *worker(void *unused) {
+  sigset_t all;
   (void)unused;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
   pthread_mutex_lock(&lock);
   for (;;) {
     struct iofs_job *job = list_pop(&queue);

@@ -1,0 +1,595 @@
+/*
+ * /dev/fuse: who reads it, and where each request goes (see "transport" in iommufs.h).
+ *
+ * `turn` is held by the reader that reads the device and until the request has its place in a
+ * queue, so queues keep the order of arrival. A reader that got an ioctl gives up its turn before
+ * it touches the client's memory, which may take for ever; another goes on. `lock` guards all
+ * else.
+ *
+ * Not here: libfuse's side of the hand-over (session.c), what an ioctl means (Python).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fuse_wire.h"
+#include "iommufs.h"
+#include "job.h"
+#include "transport.h"
+
+#define MAX_WRITE (1u << 20) /* what libfuse and pyfuse3 offer; the kernel asks for room for it */
+#define BUFFER_SIZE (MAX_WRITE + 8192)
+#define MAX_READERS 256
+
+struct message {
+  struct message *next;
+  size_t length;
+  unsigned char bytes[];
+};
+
+enum ioctl_state { FETCHING, READY, TAKEN };
+
+struct pending {
+  struct pending *next;
+  enum ioctl_state state;
+  int interrupted;    /* to be told to Python */
+  uint64_t after;     /* the number of RELEASEs that arrived before */
+  struct iofs_ioctl ioctl;
+};
+
+/* A request in pyfuse3's hands whose answer we patch or count. */
+struct watched {
+  struct watched *next;
+  uint64_t unique, nodeid;
+  uint32_t opcode;
+};
+
+struct backing {
+  struct backing *next;
+  uint64_t nodeid;
+  int32_t id;
+};
+
+_Atomic uint64_t iofs_live_requests;
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t reader_gone = PTHREAD_COND_INITIALIZER;
+
+static int fuse_fd = -1, stop_fd = -1, session_fd = -1, ioctl_fd = -1;
+static dev_t our_dev;
+static char *mount_path;
+static unsigned n_readers, n_waiting; /* waiting: for their turn */
+static _Atomic int stopping, ended, passthrough;
+static unsigned kernel_minor;
+static struct message *messages, **messages_tail = &messages;
+static struct pending *ioctls, **ioctls_tail = &ioctls;
+static struct watched *watched;
+static struct backing *backings;
+static uint64_t releases_arrived, releases_answered;
+
+static void *reader(void *unused);
+
+static void signal_fd(int fd) { eventfd_write(fd, 1); }
+
+/* ---- answers --------------------------------------------------------------------------------- */
+
+static int answer(uint64_t unique, int error, const void *body, size_t length) {
+  struct fuse_out_header header = {sizeof header + length, error, unique};
+  struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, length}};
+  iofs_live_requests--;
+  return writev(fuse_fd, iov, 2) < 0 ? -errno : 0;
+}
+
+static struct watched *take_watched(uint64_t unique) {
+  for (struct watched **at = &watched; *at; at = &(*at)->next)
+    if ((*at)->unique == unique) {
+      struct watched *found = *at;
+      *at = found->next;
+      return found;
+    }
+  return NULL;
+}
+
+/* Ask for what libfuse 3.14 does not know: passthrough, or else mmap of uncached files. */
+static void patch_init(struct iofs_init_out *out) {
+  out->flags &= ~IOFS_FUSE_SPLICE_FLAGS;
+  out->flags |= IOFS_FUSE_INIT_EXT;
+  if (passthrough) {
+    out->flags2 |= IOFS_FUSE_PASSTHROUGH_2;
+    out->max_stack_depth = 1;
+  }
+  if (out->minor < 40)
+    out->minor = kernel_minor < 40 ? kernel_minor : 40;
+}
+
+static void patch_open(struct iofs_open_out *out, uint64_t nodeid) {
+  pthread_mutex_lock(&lock);
+  for (struct backing *backing = backings; backing; backing = backing->next)
+    if (backing->nodeid == nodeid) {
+      out->open_flags = FOPEN_DIRECT_IO | IOFS_FOPEN_PASSTHROUGH;
+      out->backing_id = backing->id;
+      break;
+    }
+  pthread_mutex_unlock(&lock);
+}
+
+/* An answer of libfuse's on its way to the kernel. A notification has unique 0. */
+ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused) {
+  (void)fd;
+  (void)unused;
+  union {
+    struct iofs_init_out init;
+    struct iofs_open_out open;
+  } body;
+  struct iovec patched[2];
+  struct fuse_out_header *header = iov[0].iov_base;
+  uint64_t unique = header->unique;
+  pthread_mutex_lock(&lock);
+  struct watched *request = unique ? take_watched(unique) : NULL;
+  pthread_mutex_unlock(&lock);
+  if (request && !header->error && count == 2 && iov[1].iov_len <= sizeof body &&
+      request->opcode != FUSE_RELEASE) {
+    memset(&body, 0, sizeof body);
+    memcpy(&body, iov[1].iov_base, iov[1].iov_len);
+    patched[0] = iov[0];
+    patched[1] = (struct iovec){&body, iov[1].iov_len};
+    if (request->opcode == FUSE_INIT && iov[1].iov_len == sizeof body.init)
+      patch_init(&body.init);
+    else if (request->opcode == FUSE_OPEN)
+      patch_open(&body.open, request->nodeid);
+    iov = patched;
+  }
+  if (unique)
+    iofs_live_requests--;
+  ssize_t n = writev(fuse_fd, iov, count);
+  int error = errno;
+  if (request && request->opcode == FUSE_RELEASE) {
+    pthread_mutex_lock(&lock);
+    releases_answered++;
+    pthread_mutex_unlock(&lock);
+    signal_fd(ioctl_fd);
+  }
+  free(request);
+  errno = error;
+  return n;
+}
+
+/* ---- the hand-over to libfuse ---------------------------------------------------------------- */
+
+ssize_t iofs_session_read(int fd, void *buf, size_t size, void *unused) {
+  (void)unused;
+  eventfd_t one;
+  pthread_mutex_lock(&lock);
+  struct message *message = messages;
+  if (message && !(messages = message->next))
+    messages_tail = &messages;
+  int over = ended;
+  pthread_mutex_unlock(&lock);
+  if (!message) {
+    errno = over ? ENODEV : EINTR; /* pyfuse3 asks again after EINTR */
+    return -1;
+  }
+  eventfd_read(fd, &one);
+  ssize_t n = message->length;
+  if (message->length > size) {
+    errno = EIO;
+    n = -1;
+  } else {
+    memcpy(buf, message->bytes, n);
+  }
+  free(message);
+  return n;
+}
+
+static void forward(const void *bytes, size_t length) {
+  struct message *message = malloc(sizeof *message + length);
+  if (!message) {
+    answer(((const struct fuse_in_header *)bytes)->unique, -ENOMEM, NULL, 0);
+    return;
+  }
+  message->next = NULL;
+  message->length = length;
+  memcpy(message->bytes, bytes, length);
+  pthread_mutex_lock(&lock);
+  *messages_tail = message;
+  messages_tail = &message->next;
+  pthread_mutex_unlock(&lock);
+  signal_fd(session_fd);
+}
+
+static void forward_watched(const struct fuse_in_header *in, size_t length) {
+  struct watched *request = malloc(sizeof *request);
+  if (!request) {
+    answer(in->unique, -ENOMEM, NULL, 0);
+    return;
+  }
+  pthread_mutex_lock(&lock);
+  *request = (struct watched){watched, in->unique, in->nodeid, in->opcode};
+  watched = request;
+  releases_arrived += in->opcode == FUSE_RELEASE;
+  pthread_mutex_unlock(&lock);
+  forward(in, length);
+}
+
+/* ---- ioctls ---------------------------------------------------------------------------------- */
+
+static struct pending **find_ioctl(uint64_t unique) {
+  struct pending **at = &ioctls;
+  while (*at && (*at)->ioctl.unique != unique)
+    at = &(*at)->next;
+  return at;
+}
+
+static void remove_ioctl(struct pending **at) {
+  struct pending *entry = *at;
+  *at = entry->next;
+  if (!*at)
+    ioctls_tail = at;
+  free(entry);
+}
+
+/* Takes the turn with it: another reader goes on while this one is in the client's memory. */
+static void keep_ioctl(const struct fuse_in_header *in) {
+  const struct fuse_ioctl_in *arg = (const void *)(in + 1);
+  struct pending *entry = calloc(1, sizeof *entry);
+  if (!entry) {
+    answer(in->unique, -ENOMEM, NULL, 0);
+    return;
+  }
+  entry->ioctl = (struct iofs_ioctl){.unique = in->unique,
+                                     .nodeid = in->nodeid,
+                                     .fh = arg->fh,
+                                     .arg = arg->arg,
+                                     .cmd = arg->cmd,
+                                     .uid = in->uid,
+                                     .gid = in->gid,
+                                     .tid = in->pid,
+                                     .compat = !!(arg->flags & FUSE_IOCTL_COMPAT)};
+  struct iofs_ioctl ioctl = entry->ioctl;
+  pthread_t thread;
+  pthread_mutex_lock(&lock);
+  entry->after = releases_arrived;
+  *ioctls_tail = entry;
+  ioctls_tail = &entry->next;
+  int grow = !n_waiting && n_readers < MAX_READERS;
+  n_readers += grow;
+  pthread_mutex_unlock(&lock);
+  if (grow && pthread_create(&thread, NULL, reader, NULL)) {
+    pthread_mutex_lock(&lock);
+    n_readers--;
+    pthread_mutex_unlock(&lock);
+  } else if (grow) {
+    pthread_detach(thread);
+  }
+  pthread_mutex_unlock(&turn);
+  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, sizeof ioctl.payload);
+  pthread_mutex_lock(&lock);
+  entry = *find_ioctl(ioctl.unique);
+  if (entry) { /* not given up meanwhile */
+    entry->ioctl.prefetched = got > 0 ? got : 0;
+    memcpy(entry->ioctl.payload, ioctl.payload, sizeof ioctl.payload);
+    entry->state = READY;
+  }
+  pthread_mutex_unlock(&lock);
+  signal_fd(ioctl_fd);
+  pthread_mutex_lock(&lock);
+  n_waiting++;
+  pthread_mutex_unlock(&lock);
+  pthread_mutex_lock(&turn);
+  pthread_mutex_lock(&lock);
+  n_waiting--;
+  pthread_mutex_unlock(&lock);
+}
+
+/* The caller of an ioctl was signalled. Stuck in its own memory, it is let go; in Python's hands,
+ * Python decides. A request that is not found was answered meanwhile. */
+static void interrupt(uint64_t unique) {
+  pthread_mutex_lock(&lock);
+  struct pending **at = find_ioctl(unique);
+  int stuck = *at && (*at)->state == FETCHING;
+  if (stuck)
+    remove_ioctl(at);
+  else if (*at)
+    (*at)->interrupted = 1;
+  pthread_mutex_unlock(&lock);
+  if (stuck)
+    answer(unique, -EINTR, NULL, 0);
+  signal_fd(ioctl_fd);
+}
+
+int iofs_transport_ioctl_fd(void) { return ioctl_fd; }
+
+int iofs_transport_next_ioctl(struct iofs_ioctl *out) {
+  eventfd_t any;
+  int found = 0;
+  eventfd_read(ioctl_fd, &any);
+  pthread_mutex_lock(&lock);
+  for (struct pending *entry = ioctls; entry && !found; entry = entry->next)
+    if (entry->state == READY && entry->after <= releases_answered) {
+      entry->state = TAKEN;
+      *out = entry->ioctl;
+      found = 1;
+    }
+  pthread_mutex_unlock(&lock);
+  if (found) /* there may be more: the next call finds out */
+    signal_fd(ioctl_fd);
+  return found;
+}
+
+uint64_t iofs_transport_next_interrupt(void) {
+  uint64_t unique = 0;
+  pthread_mutex_lock(&lock);
+  for (struct pending *entry = ioctls; entry && !unique; entry = entry->next)
+    if (entry->interrupted && entry->state == TAKEN) {
+      entry->interrupted = 0;
+      unique = entry->ioctl.unique;
+    }
+  pthread_mutex_unlock(&lock);
+  return unique;
+}
+
+int iofs_transport_answer_ioctl(uint64_t unique, int32_t result) {
+  struct fuse_ioctl_out out = {.result = result};
+  pthread_mutex_lock(&lock);
+  struct pending **at = find_ioctl(unique);
+  int found = *at != NULL;
+  if (found)
+    remove_ioctl(at);
+  pthread_mutex_unlock(&lock);
+  return found ? answer(unique, 0, &out, sizeof out) : -ENOENT;
+}
+
+int iofs_transport_identify(int fd, uint64_t *fh) {
+  struct stat st;
+  if (fstat(fd, &st))
+    return -errno;
+  if (st.st_dev != our_dev || !S_ISREG(st.st_mode))
+    return -ENOTTY;
+  return ioctl(fd, IOFS_IDENTIFY, fh) < 0 ? -errno : 0;
+}
+
+/* ---- readers --------------------------------------------------------------------------------- */
+
+static void take_init(const struct fuse_in_header *in, size_t length) {
+  const struct fuse_init_in *init = (const void *)(in + 1);
+  const uint32_t *words = (const void *)init;
+  int extended = (init->flags & IOFS_FUSE_INIT_EXT) && length >= sizeof *in + 5 * sizeof *words;
+  kernel_minor = init->minor;
+  passthrough = extended && (words[4] & IOFS_FUSE_PASSTHROUGH_2) && geteuid() == 0;
+  forward_watched(in, length);
+}
+
+static int is_our_thread(int tid) { return !tgkill(getpid(), tid, 0); }
+
+/* One request, with the turn held. */
+static void handle(struct fuse_in_header *in, size_t length) {
+  const struct fuse_ioctl_in *ioctl_in = (const void *)(in + 1);
+  struct {
+    struct fuse_ioctl_out out;
+    uint64_t fh;
+  } identity = {{0}, 0};
+
+  switch (in->opcode) {
+  case FUSE_FORGET: /* inodes live as long as the mount; no answer is expected */
+  case FUSE_BATCH_FORGET:
+    return;
+  case FUSE_INTERRUPT:
+    interrupt(((const struct fuse_interrupt_in *)(in + 1))->unique);
+    return;
+  }
+  iofs_live_requests++;
+  switch (in->opcode) {
+  case FUSE_FLUSH: /* close(2) of a duplicate of ours must not wait for ourselves */
+    answer(in->unique, -ENOSYS, NULL, 0);
+    return;
+  case FUSE_IOCTL:
+    if (ioctl_in->cmd == IOFS_IDENTIFY && is_our_thread(in->pid)) {
+      identity.fh = ioctl_in->fh;
+      answer(in->unique, 0, &identity, sizeof identity);
+    } else if (ioctl_in->flags & FUSE_IOCTL_DIR) {
+      answer(in->unique, -ENOTTY, NULL, 0);
+    } else {
+      keep_ioctl(in);
+    }
+    return;
+  case FUSE_INIT:
+    take_init(in, length);
+    return;
+  case FUSE_OPEN:
+  case FUSE_RELEASE:
+    forward_watched(in, length);
+    return;
+  default:
+    forward(in, length);
+  }
+}
+
+/* A request into buf, or -errno; ENODEV when the mount is gone. */
+static ssize_t next_request(void *buf) {
+  struct pollfd fds[2] = {{fuse_fd, POLLIN, 0}, {stop_fd, POLLIN, 0}};
+  for (;;) {
+    ssize_t n = read(fuse_fd, buf, BUFFER_SIZE);
+    if (n >= 0)
+      return n;
+    if (errno == ENOENT || errno == EINTR) /* the request was taken back */
+      continue;
+    if (errno != EAGAIN)
+      return -errno;
+    while (poll(fds, 2, -1) < 0 && errno == EINTR)
+      ;
+    if (fds[1].revents)
+      return -ENODEV;
+  }
+}
+
+static void *reader(void *unused) {
+  sigset_t all;
+  (void)unused;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
+  void *buf = malloc(BUFFER_SIZE);
+  pthread_mutex_lock(&turn);
+  while (buf && !stopping && !ended) {
+    ssize_t n = next_request(buf);
+    if (n < 0) {
+      ended = 1;
+      signal_fd(session_fd);
+      signal_fd(ioctl_fd);
+    } else if ((size_t)n >= sizeof(struct fuse_in_header)) {
+      handle(buf, n);
+    }
+  }
+  pthread_mutex_unlock(&turn);
+  free(buf);
+  pthread_mutex_lock(&lock);
+  n_readers--;
+  pthread_cond_broadcast(&reader_gone);
+  pthread_mutex_unlock(&lock);
+  return NULL;
+}
+
+/* ---- mount and unmount ----------------------------------------------------------------------- */
+
+int iofs_transport_session_fd(void) { return session_fd; }
+
+static int open_fds(void) {
+  fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  if (fuse_fd < 0)
+    return -errno;
+  stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  session_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+  ioctl_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  return stop_fd < 0 || session_fd < 0 || ioctl_fd < 0 ? -EMFILE : 0;
+}
+
+/* The device number of the mount, from what the kernel knows already: nobody answers it yet. */
+static int learn_device(void) {
+  struct statx stx;
+  if (statx(AT_FDCWD, mount_path, AT_STATX_DONT_SYNC, 0, &stx) < 0)
+    return -errno;
+  our_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+  return 0;
+}
+
+static void close_fds(void) {
+  int *fds[] = {&fuse_fd, &stop_fd, &session_fd, &ioctl_fd};
+  for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
+    if (*fds[i] >= 0)
+      close(*fds[i]);
+    *fds[i] = -1;
+  }
+}
+
+static int do_mount(void) {
+  char options[160];
+  snprintf(options, sizeof options,
+           "fd=%d,rootmode=40000,user_id=%u,group_id=%u,allow_other,default_permissions", fuse_fd,
+           geteuid(), getegid());
+  if (mount("iommufs", mount_path, "fuse.iommufs", MS_NOSUID | MS_NODEV, options) < 0)
+    return -errno;
+  int r = learn_device();
+  pthread_t thread;
+  if (!r)
+    r = -pthread_create(&thread, NULL, reader, NULL);
+  if (r)
+    umount2(mount_path, MNT_DETACH);
+  else
+    pthread_detach(thread);
+  return r;
+}
+
+int iofs_transport_mount(const char *path) {
+  if (mount_path)
+    return -EBUSY;
+  mount_path = strdup(path);
+  if (!mount_path)
+    return -ENOMEM;
+  stopping = ended = passthrough = 0;
+  n_readers = 1;
+  int r = open_fds();
+  if (!r)
+    r = do_mount();
+  if (r) {
+    close_fds();
+    free(mount_path);
+    mount_path = NULL;
+  }
+  return r;
+}
+
+/* Forget what nobody will answer any more. */
+static void drop_queues(void) {
+  while (messages) {
+    struct message *message = messages;
+    messages = message->next;
+    free(message);
+  }
+  messages_tail = &messages;
+  while (ioctls)
+    remove_ioctl(&ioctls);
+  while (watched)
+    free(take_watched(watched->unique));
+  while (backings) {
+    struct backing *backing = backings;
+    backings = backing->next;
+    free(backing);
+  }
+  releases_arrived = releases_answered = 0;
+  iofs_live_requests = 0;
+}
+
+void iofs_transport_unmount(void) {
+  struct timespec until;
+  if (!mount_path)
+    return;
+  stopping = 1;
+  umount2(mount_path, MNT_DETACH);
+  signal_fd(stop_fd);
+  /* A reader in a client's stuck page ends with the client; it finds its ioctl gone. */
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 2;
+  pthread_mutex_lock(&lock);
+  while (n_readers && pthread_cond_timedwait(&reader_gone, &lock, &until) != ETIMEDOUT)
+    ;
+  drop_queues();
+  close_fds();
+  free(mount_path);
+  mount_path = NULL;
+  pthread_mutex_unlock(&lock);
+}
+
+int iofs_transport_has_passthrough(void) { return passthrough; }
+
+int iofs_transport_set_backing(uint64_t nodeid, int fd) {
+  struct iofs_backing_map map = {.fd = fd};
+  if (!passthrough)
+    return -EOPNOTSUPP;
+  struct backing *backing = malloc(sizeof *backing);
+  if (!backing)
+    return -ENOMEM;
+  int id = ioctl(fuse_fd, IOFS_BACKING_OPEN, &map);
+  if (id < 0) {
+    id = -errno;
+    free(backing);
+    return id;
+  }
+  pthread_mutex_lock(&lock);
+  *backing = (struct backing){backings, nodeid, id};
+  backings = backing;
+  pthread_mutex_unlock(&lock);
+  return 0;
+}
