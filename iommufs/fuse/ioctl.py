@@ -1,0 +1,70 @@
+"""From the transport to the dispatcher and back: every ioctl gets exactly one answer."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import structlog
+import trio
+
+from iommufs import dispatch
+from iommufs._native import ffi, lib
+from iommufs.caller import Caller
+from iommufs.errors import UapiError
+from iommufs.files import OpenFiles
+
+log = structlog.get_logger(__name__)
+
+
+class IoctlPump:
+    """Takes ioctls from the transport, runs each as a task, answers it.
+
+    A caller that is signalled while its ioctl waits gets EINTR; others are not disturbed.
+    """
+
+    def __init__(self, files: OpenFiles) -> None:
+        self._files = files
+        self._running: dict[int, trio.CancelScope] = {}
+
+    async def run(self) -> None:
+        fd = lib.iofs_transport_ioctl_fd()
+        taken = ffi.new("struct iofs_ioctl *")
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                while unique := lib.iofs_transport_next_interrupt():
+                    if scope := self._running.get(unique):
+                        scope.cancel()
+                while lib.iofs_transport_next_ioctl(taken):
+                    caller = Caller(taken.tid, taken.uid, taken.gid)
+                    prefetched = bytes(ffi.buffer(taken.payload, taken.prefetched))
+                    nursery.start_soon(
+                        self._answer, taken.unique, taken.fh, caller, taken.cmd, taken.arg,
+                        prefetched, bool(taken.compat),
+                    )  # fmt: skip
+
+    async def _answer(
+        self, unique: int, fh: int, caller: Caller, cmd: int, arg: int, prefetched: bytes,
+        compat: bool,
+    ) -> None:  # fmt: skip
+        result = -errno.EINTR
+        with trio.CancelScope() as scope:
+            self._running[unique] = scope
+            result = await self._result(self._files[fh], caller, cmd, arg, prefetched, compat)
+        del self._running[unique]
+        lib.iofs_transport_answer_ioctl(unique, result)
+
+    async def _result(
+        self, file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes, compat: bool
+    ) -> int:
+        try:
+            if compat and file.table == "iommufd":
+                raise UapiError(errno.ENOTTY, "iommufd has no ioctls for 32-bit callers")
+            return await dispatch.ioctl(file, caller, cmd, arg, prefetched)
+        except UapiError as error:
+            log.debug("ioctl refused", cmd=hex(cmd), tid=caller.tid, error=str(error))
+            return -error.errno
+        except Exception:
+            log.exception("an ioctl failed", cmd=hex(cmd), tid=caller.tid)
+            return -errno.EIO

@@ -1,0 +1,278 @@
+"""pyfuse3's operations over a tree of nodes: names, attributes, contents, open files.
+
+Every handler runs without waiting unless the open file behind it waits, so requests are finished
+in the order in which they came; the release of a file is done before a later open begins.
+
+Not here: ioctls (ioctl.py), what the nodes mean (nodes.py and whoever built the tree).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pyfuse3
+import structlog
+
+from iommufs._native import lib
+from iommufs.errors import UapiError
+from iommufs.files import OpenFiles
+from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
+
+log = structlog.get_logger(__name__)
+
+# One directory whose files are made by us, for us: see Operations.publish.
+ANONYMOUS = ".files"
+READ_WRITE = 0o600
+
+
+class OpenAttribute:
+    """One open of a TextFile: the content as it was when reading began."""
+
+    def __init__(self, node: TextFile) -> None:
+        self._node = node
+        self._content = b""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if self._node.read is None:
+            raise UapiError(errno.EIO, "a write-only attribute")
+        if offset == 0:
+            self._content = self._node.read()
+        return self._content[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if self._node.write is None:
+            raise UapiError(errno.EIO, "a read-only attribute")
+        self._node.write(data)
+        return len(data)
+
+
+class OpenBinary:
+    """One open of a BinaryFile."""
+
+    def __init__(self, node: BinaryFile) -> None:
+        self._node = node
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if self._node.read is None:
+            raise UapiError(errno.EIO, "a write-only file")
+        return self._node.read(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if self._node.write is None:
+            raise UapiError(errno.EIO, "a read-only file")
+        return self._node.write(offset, data)
+
+
+class _PlainFile:
+    """What the open files of attributes lack to be open files: no ioctls, always ready."""
+
+    table = None
+
+    def __init__(self, inner: OpenAttribute | OpenBinary) -> None:
+        self.read, self.write = inner.read, inner.write
+
+    def poll(self) -> int:
+        return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, Linux' default
+
+    def release(self) -> None:
+        pass
+
+
+def _handler(function: Callable) -> Callable:
+    """Turn what a handler raises into the errno of its request: nothing may reach pyfuse3's loop."""
+
+    @functools.wraps(function)
+    async def handler(*args: Any) -> Any:
+        try:
+            return await function(*args)
+        except UapiError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("a file operation failed", operation=function.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return handler
+
+
+class Operations(pyfuse3.Operations):
+    """Serves one tree; `files` holds what is open of it, by fh."""
+
+    enable_writeback_cache = False
+
+    def __init__(self, root: Dir, files: OpenFiles) -> None:
+        super().__init__()
+        self._files = files
+        self._nodes: list[Node] = [root, root]  # by inode number; 0 is none, 1 the root
+        self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
+        self._backed: set[int] = set()
+        self._published: dict[str, Any] = {}
+        self._anonymous = Dir(mode=0o700)
+        self._number(self._anonymous)
+        self._root = root
+
+    def _number(self, node: Node) -> int:
+        number = self._numbers.get(node)
+        if number is None:
+            number = self._numbers[node] = len(self._nodes)
+            self._nodes.append(node)
+        return number
+
+    def publish(self, token: str, open_file: Any) -> str:
+        """The path, below the mount, whose next open gives exactly `open_file`.
+
+        For files that an ioctl makes; only this process may open it, once.
+        """
+        self._anonymous.entries[token] = DeviceNode(
+            READ_WRITE, (0, 0), functools.partial(self._take, token)
+        )
+        self._published[token] = open_file
+        return f"{ANONYMOUS}/{token}"
+
+    def _take(self, token: str, flags: int) -> Any:
+        del self._anonymous.entries[token]
+        return self._published.pop(token)
+
+    # ---- names and attributes
+
+    def _attributes(self, number: int) -> pyfuse3.EntryAttributes:
+        node = self._nodes[number]
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = number
+        entry.generation = 0
+        entry.attr_timeout = entry.entry_timeout = 0
+        entry.st_nlink = 1
+        entry.st_blksize = 4096
+        match node:
+            case Dir():
+                entry.st_mode = stat.S_IFDIR | node.mode
+                entry.st_nlink = 2
+            case Link():
+                entry.st_mode = stat.S_IFLNK | 0o777
+                entry.st_size = len(node.target)
+            case TextFile() | BinaryFile():
+                entry.st_mode = stat.S_IFREG | node.mode
+                entry.st_size = node.size
+            case DeviceNode():
+                # A FUSE mount without privilege over the machine has no device nodes.
+                entry.st_mode = stat.S_IFREG | node.mode
+                entry.st_rdev = os.makedev(*node.rdev)
+        return entry
+
+    @_handler
+    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode)
+
+    @_handler
+    async def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        # open(O_TRUNC) of a device or an attribute does nothing; the rest is not for clients.
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise UapiError(errno.EPERM, "modes and owners are fixed")
+        return self._attributes(inode)
+
+    @_handler
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode():
+            return self._attributes(self._numbers[self._anonymous])
+        node = self._directory(parent).entries.get(os.fsdecode(name))
+        if node is None:
+            raise UapiError(errno.ENOENT)
+        return self._attributes(self._number(node))
+
+    def _directory(self, number: int) -> Dir:
+        node = self._nodes[number]
+        if not isinstance(node, Dir):
+            raise UapiError(errno.ENOTDIR)
+        return node
+
+    @_handler
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        node = self._nodes[inode]
+        if not isinstance(node, Link):
+            raise UapiError(errno.EINVAL)
+        return os.fsencode(node.target)
+
+    @_handler
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        self._directory(inode)
+        return inode
+
+    @_handler
+    async def readdir(self, fh: int, start: int, token: Any) -> None:
+        names = sorted(self._directory(fh).entries.items())
+        for position, (name, node) in enumerate(names[start:], start + 1):
+            attributes = self._attributes(self._number(node))
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
+                break
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        pass
+
+    @_handler
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_namemax = 255
+        return data
+
+    # ---- open files
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        node = self._nodes[inode]
+        match node:
+            case DeviceNode():
+                open_file = node.open(flags)
+                self._back(inode, node)
+            case TextFile():
+                open_file = _PlainFile(OpenAttribute(node))
+            case BinaryFile():
+                open_file = _PlainFile(OpenBinary(node))
+            case _:
+                raise UapiError(errno.EISDIR)
+        # A device with regions has positions; what has none is a stream, as Linux' own files are.
+        stream = isinstance(node, DeviceNode) and node.backing_fd is None
+        return pyfuse3.FileInfo(
+            fh=self._files.add(open_file), direct_io=True, keep_cache=False, nonseekable=stream
+        )
+
+    def _back(self, inode: int, node: DeviceNode) -> None:
+        """Tell the transport, at the first open, what an mmap of this node maps."""
+        if node.backing_fd is None or inode in self._backed:
+            return
+        result = lib.iofs_transport_set_backing(inode, node.backing_fd)
+        if result < 0:
+            log.warning("BARs cannot be mapped", reason=os.strerror(-result))
+        self._backed.add(inode)
+
+    @_handler
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return await self._files[fh].read(offset, size)
+
+    @_handler
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        return await self._files[fh].write(offset, data)
+
+    @_handler
+    async def poll(self, inode: int, fh: int, handle: Any, ctx: Any) -> int:
+        open_file = self._files[fh]
+        if handle is not None and hasattr(open_file, "watch_poll"):
+            open_file.watch_poll(handle.notify)
+        return open_file.poll()
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        self._files.remove(fh).release()
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        raise UapiError(errno.EINVAL, "as every file without storage")

@@ -1,0 +1,83 @@
+"""One mount: the transport, pyfuse3's loop and the ioctl pump around a machine, from start to end."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+
+import iommufs._native
+from iommufs._native import lib
+from iommufs.files import OpenFiles
+from iommufs.fuse.ioctl import IoctlPump
+from iommufs.fuse.nodes import Dir
+
+# pyfuse3's module must find our fuse_session_mount() before libfuse's (native/session.c).
+ctypes.CDLL(iommufs._native.__file__, mode=os.RTLD_GLOBAL | os.RTLD_NOW)
+
+import pyfuse3  # noqa: E402
+
+from iommufs.fuse.operations import Operations  # noqa: E402
+
+
+class MountError(Exception):
+    """The tree could not be mounted; the text says what to change."""
+
+
+def mount(path: str) -> None:
+    """Mount the transport on an empty directory; MountError."""
+    result = lib.iofs_transport_mount(os.fsencode(path))
+    if result == 0:
+        return
+    hints = {
+        errno.ENOENT: f"no /dev/fuse, or no directory {path}: load the fuse module",
+        errno.EPERM: "mounting needs CAP_SYS_ADMIN: run as root",
+        errno.EACCES: "no access to /dev/fuse: run as root",
+        errno.ENOTDIR: f"{path} is not a directory",
+    }
+    reason = hints.get(-result, os.strerror(-result))
+    raise MountError(f"cannot mount on {path}: {reason}")
+
+
+async def serve(
+    root: Dir,
+    files: OpenFiles,
+    path: str,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    tasks: Sequence[Callable[[], Awaitable[Any]]] = (),
+    on_operations: Callable[[Operations], None] = lambda operations: None,
+) -> None:
+    """Serve a tree on `path` until cancelled or unmounted by someone else.
+
+    ready          called once when the mount answers
+    tasks          run beside it and end with it
+    on_operations  gets the operations before anything is served
+    """
+    mount(path)
+    try:
+        operations = Operations(root, files)
+        on_operations(operations)
+        pyfuse3.init(operations, path, set())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(IoctlPump(files).run)
+                for task in tasks:
+                    nursery.start_soon(task)
+                ready()
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+        finally:
+            lib.iofs_transport_unmount()
+            pyfuse3.close(unmount=False)
+    finally:
+        lib.iofs_transport_unmount()
+        for open_file in files.remove_all():
+            open_file.release()
+
+
+__all__ = ["MountError", "mount", "serve"]
