@@ -163,6 +163,9 @@ class Operations(pyfuse3.Operations):
                 # A FUSE mount without privilege over the machine has no device nodes.
                 entry.st_mode = stat.S_IFREG | node.mode
                 entry.st_rdev = os.makedev(*node.rdev)
+                if node.backing_fd is not None:
+                    # Programs that ask how much of a regular file they may map get an answer.
+                    entry.st_size = os.fstat(node.backing_fd).st_size
         return entry
 
     @_handler
