@@ -43,5 +43,6 @@ async def finish(job: Any) -> Any:
 
 def _drain() -> None:
     while (job := lib.iofs_job_next_done()) != ffi.NULL:
-        if event := _parked.get(job):
+        event = _parked.get(job)
+        if event is not None:
             event.set()

@@ -6,7 +6,8 @@
  * it touches the client's memory, which may take for ever; another goes on. `lock` guards all
  * else.
  *
- * Not here: libfuse's side of the hand-over (session.c), what an ioctl means (Python).
+ * Not here: how libfuse comes to read our queue (session.c), the ioctls that wait (ioctls.c), what
+ * an ioctl means (Python).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,16 +41,6 @@ struct message {
   unsigned char bytes[];
 };
 
-enum ioctl_state { FETCHING, READY, TAKEN };
-
-struct pending {
-  struct pending *next;
-  enum ioctl_state state;
-  int interrupted;    /* to be told to Python */
-  uint64_t after;     /* the number of RELEASEs that arrived before */
-  struct iofs_ioctl ioctl;
-};
-
 /* A request in pyfuse3's hands whose answer we patch or count. */
 struct watched {
   struct watched *next;
@@ -69,17 +60,15 @@ static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t reader_gone = PTHREAD_COND_INITIALIZER;
 
-static int fuse_fd = -1, stop_fd = -1, session_fd = -1, ioctl_fd = -1;
+static int fuse_fd = -1, stop_fd = -1, session_fd = -1;
 static dev_t our_dev;
 static char *mount_path;
 static unsigned n_readers, n_waiting; /* waiting: for their turn */
 static _Atomic int stopping, ended, passthrough;
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
-static struct pending *ioctls, **ioctls_tail = &ioctls;
 static struct watched *watched;
 static struct backing *backings;
-static uint64_t releases_arrived, releases_answered;
 
 static void *reader(void *unused);
 
@@ -87,7 +76,7 @@ static void signal_fd(int fd) { eventfd_write(fd, 1); }
 
 /* ---- answers --------------------------------------------------------------------------------- */
 
-static int answer(uint64_t unique, int error, const void *body, size_t length) {
+int iofs_answer(uint64_t unique, int error, const void *body, size_t length) {
   struct fuse_out_header header = {sizeof header + length, error, unique};
   struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, length}};
   iofs_live_requests--;
@@ -157,12 +146,8 @@ ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused) 
     iofs_live_requests--;
   ssize_t n = writev(fuse_fd, iov, count);
   int error = errno;
-  if (request && request->opcode == FUSE_RELEASE) {
-    pthread_mutex_lock(&lock);
-    releases_answered++;
-    pthread_mutex_unlock(&lock);
-    signal_fd(ioctl_fd);
-  }
+  if (request && request->opcode == FUSE_RELEASE)
+    iofs_ioctls_release_answered();
   free(request);
   errno = error;
   return n;
@@ -198,7 +183,7 @@ ssize_t iofs_session_read(int fd, void *buf, size_t size, void *unused) {
 static void forward(const void *bytes, size_t length) {
   struct message *message = malloc(sizeof *message + length);
   if (!message) {
-    answer(((const struct fuse_in_header *)bytes)->unique, -ENOMEM, NULL, 0);
+    iofs_answer(((const struct fuse_in_header *)bytes)->unique, -ENOMEM, NULL, 0);
     return;
   }
   message->next = NULL;
@@ -214,78 +199,38 @@ static void forward(const void *bytes, size_t length) {
 static void forward_watched(const struct fuse_in_header *in, size_t length) {
   struct watched *request = malloc(sizeof *request);
   if (!request) {
-    answer(in->unique, -ENOMEM, NULL, 0);
+    iofs_answer(in->unique, -ENOMEM, NULL, 0);
     return;
   }
   pthread_mutex_lock(&lock);
   *request = (struct watched){watched, in->unique, in->nodeid, in->opcode};
   watched = request;
-  releases_arrived += in->opcode == FUSE_RELEASE;
   pthread_mutex_unlock(&lock);
+  if (in->opcode == FUSE_RELEASE)
+    iofs_ioctls_release_arrived();
   forward(in, length);
 }
 
 /* ---- ioctls ---------------------------------------------------------------------------------- */
 
-static struct pending **find_ioctl(uint64_t unique) {
-  struct pending **at = &ioctls;
-  while (*at && (*at)->ioctl.unique != unique)
-    at = &(*at)->next;
-  return at;
-}
-
-static void remove_ioctl(struct pending **at) {
-  struct pending *entry = *at;
-  *at = entry->next;
-  if (!*at)
-    ioctls_tail = at;
-  free(entry);
-}
-
-/* Takes the turn with it: another reader goes on while this one is in the client's memory. */
-static void keep_ioctl(const struct fuse_in_header *in) {
-  const struct fuse_ioctl_in *arg = (const void *)(in + 1);
-  struct pending *entry = calloc(1, sizeof *entry);
-  if (!entry) {
-    answer(in->unique, -ENOMEM, NULL, 0);
-    return;
-  }
-  entry->ioctl = (struct iofs_ioctl){.unique = in->unique,
-                                     .nodeid = in->nodeid,
-                                     .fh = arg->fh,
-                                     .arg = arg->arg,
-                                     .cmd = arg->cmd,
-                                     .uid = in->uid,
-                                     .gid = in->gid,
-                                     .tid = in->pid,
-                                     .compat = !!(arg->flags & FUSE_IOCTL_COMPAT)};
-  struct iofs_ioctl ioctl = entry->ioctl;
+static void add_reader(void) {
   pthread_t thread;
   pthread_mutex_lock(&lock);
-  entry->after = releases_arrived;
-  *ioctls_tail = entry;
-  ioctls_tail = &entry->next;
   int grow = !n_waiting && n_readers < MAX_READERS;
   n_readers += grow;
   pthread_mutex_unlock(&lock);
-  if (grow && pthread_create(&thread, NULL, reader, NULL)) {
-    pthread_mutex_lock(&lock);
-    n_readers--;
-    pthread_mutex_unlock(&lock);
-  } else if (grow) {
+  if (!grow)
+    return;
+  if (!pthread_create(&thread, NULL, reader, NULL)) {
     pthread_detach(thread);
+    return;
   }
-  pthread_mutex_unlock(&turn);
-  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, sizeof ioctl.payload);
   pthread_mutex_lock(&lock);
-  entry = *find_ioctl(ioctl.unique);
-  if (entry) { /* not given up meanwhile */
-    entry->ioctl.prefetched = got > 0 ? got : 0;
-    memcpy(entry->ioctl.payload, ioctl.payload, sizeof ioctl.payload);
-    entry->state = READY;
-  }
+  n_readers--;
   pthread_mutex_unlock(&lock);
-  signal_fd(ioctl_fd);
+}
+
+static void take_turn(void) {
   pthread_mutex_lock(&lock);
   n_waiting++;
   pthread_mutex_unlock(&lock);
@@ -295,62 +240,33 @@ static void keep_ioctl(const struct fuse_in_header *in) {
   pthread_mutex_unlock(&lock);
 }
 
-/* The caller of an ioctl was signalled. Stuck in its own memory, it is let go; in Python's hands,
- * Python decides. A request that is not found was answered meanwhile. */
-static void interrupt(uint64_t unique) {
-  pthread_mutex_lock(&lock);
-  struct pending **at = find_ioctl(unique);
-  int stuck = *at && (*at)->state == FETCHING;
-  if (stuck)
-    remove_ioctl(at);
-  else if (*at)
-    (*at)->interrupted = 1;
-  pthread_mutex_unlock(&lock);
-  if (stuck)
-    answer(unique, -EINTR, NULL, 0);
-  signal_fd(ioctl_fd);
-}
-
-int iofs_transport_ioctl_fd(void) { return ioctl_fd; }
-
-int iofs_transport_next_ioctl(struct iofs_ioctl *out) {
-  eventfd_t any;
-  int found = 0;
-  eventfd_read(ioctl_fd, &any);
-  pthread_mutex_lock(&lock);
-  for (struct pending *entry = ioctls; entry && !found; entry = entry->next)
-    if (entry->state == READY && entry->after <= releases_answered) {
-      entry->state = TAKEN;
-      *out = entry->ioctl;
-      found = 1;
-    }
-  pthread_mutex_unlock(&lock);
-  if (found) /* there may be more: the next call finds out */
-    signal_fd(ioctl_fd);
-  return found;
-}
-
-uint64_t iofs_transport_next_interrupt(void) {
-  uint64_t unique = 0;
-  pthread_mutex_lock(&lock);
-  for (struct pending *entry = ioctls; entry && !unique; entry = entry->next)
-    if (entry->interrupted && entry->state == TAKEN) {
-      entry->interrupted = 0;
-      unique = entry->ioctl.unique;
-    }
-  pthread_mutex_unlock(&lock);
-  return unique;
+/* Another reader goes on while this one is in the client's memory. */
+static void keep_ioctl(const struct fuse_in_header *in) {
+  const struct fuse_ioctl_in *arg = (const void *)(in + 1);
+  struct iofs_ioctl ioctl = {.unique = in->unique,
+                             .nodeid = in->nodeid,
+                             .fh = arg->fh,
+                             .arg = arg->arg,
+                             .cmd = arg->cmd,
+                             .uid = in->uid,
+                             .gid = in->gid,
+                             .tid = in->pid,
+                             .compat = !!(arg->flags & FUSE_IOCTL_COMPAT)};
+  if (iofs_ioctls_add(&ioctl) < 0) {
+    iofs_answer(in->unique, -ENOMEM, NULL, 0);
+    return;
+  }
+  add_reader();
+  pthread_mutex_unlock(&turn);
+  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, sizeof ioctl.payload);
+  ioctl.prefetched = got > 0 ? got : 0;
+  iofs_ioctls_fetched(&ioctl);
+  take_turn();
 }
 
 int iofs_transport_answer_ioctl(uint64_t unique, int32_t result) {
   struct fuse_ioctl_out out = {.result = result};
-  pthread_mutex_lock(&lock);
-  struct pending **at = find_ioctl(unique);
-  int found = *at != NULL;
-  if (found)
-    remove_ioctl(at);
-  pthread_mutex_unlock(&lock);
-  return found ? answer(unique, 0, &out, sizeof out) : -ENOENT;
+  return iofs_ioctls_remove(unique) ? iofs_answer(unique, 0, &out, sizeof out) : -ENOENT;
 }
 
 int iofs_transport_identify(int fd, uint64_t *fh) {
@@ -388,20 +304,21 @@ static void handle(struct fuse_in_header *in, size_t length) {
   case FUSE_BATCH_FORGET:
     return;
   case FUSE_INTERRUPT:
-    interrupt(((const struct fuse_interrupt_in *)(in + 1))->unique);
+    if (iofs_ioctls_interrupt(((const struct fuse_interrupt_in *)(in + 1))->unique))
+      iofs_answer(((const struct fuse_interrupt_in *)(in + 1))->unique, -EINTR, NULL, 0);
     return;
   }
   iofs_live_requests++;
   switch (in->opcode) {
   case FUSE_FLUSH: /* close(2) of a duplicate of ours must not wait for ourselves */
-    answer(in->unique, -ENOSYS, NULL, 0);
+    iofs_answer(in->unique, -ENOSYS, NULL, 0);
     return;
   case FUSE_IOCTL:
     if (ioctl_in->cmd == IOFS_IDENTIFY && is_our_thread(in->pid)) {
       identity.fh = ioctl_in->fh;
-      answer(in->unique, 0, &identity, sizeof identity);
+      iofs_answer(in->unique, 0, &identity, sizeof identity);
     } else if (ioctl_in->flags & FUSE_IOCTL_DIR) {
-      answer(in->unique, -ENOTTY, NULL, 0);
+      iofs_answer(in->unique, -ENOTTY, NULL, 0);
     } else {
       keep_ioctl(in);
     }
@@ -448,7 +365,6 @@ static void *reader(void *unused) {
     if (n < 0) {
       ended = 1;
       signal_fd(session_fd);
-      signal_fd(ioctl_fd);
     } else if ((size_t)n >= sizeof(struct fuse_in_header)) {
       handle(buf, n);
     }
@@ -472,8 +388,7 @@ static int open_fds(void) {
     return -errno;
   stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   session_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
-  ioctl_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  return stop_fd < 0 || session_fd < 0 || ioctl_fd < 0 ? -EMFILE : 0;
+  return stop_fd < 0 || session_fd < 0 ? -EMFILE : iofs_ioctls_open();
 }
 
 /* The device number of the mount, from what the kernel knows already: nobody answers it yet. */
@@ -486,12 +401,13 @@ static int learn_device(void) {
 }
 
 static void close_fds(void) {
-  int *fds[] = {&fuse_fd, &stop_fd, &session_fd, &ioctl_fd};
+  int *fds[] = {&fuse_fd, &stop_fd, &session_fd};
   for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
     if (*fds[i] >= 0)
       close(*fds[i]);
     *fds[i] = -1;
   }
+  iofs_ioctls_close();
 }
 
 static int do_mount(void) {
@@ -539,8 +455,6 @@ static void drop_queues(void) {
     free(message);
   }
   messages_tail = &messages;
-  while (ioctls)
-    remove_ioctl(&ioctls);
   while (watched)
     free(take_watched(watched->unique));
   while (backings) {
@@ -548,7 +462,6 @@ static void drop_queues(void) {
     backings = backing->next;
     free(backing);
   }
-  releases_arrived = releases_answered = 0;
   iofs_live_requests = 0;
 }
 

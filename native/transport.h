@@ -7,6 +7,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "iommufs.h"
+
 /* Asked by ourselves of a duplicate of a client's file: which fh is it? Carries its answer, so the
  * kernel passes it on although our files are regular ones. */
 #define IOFS_IDENTIFY _IOR('~', 0x49, uint64_t)
@@ -17,5 +19,18 @@ extern _Atomic uint64_t iofs_live_requests;
 int iofs_transport_session_fd(void);
 ssize_t iofs_session_read(int fd, void *buf, size_t size, void *unused);
 ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused);
+
+/* Answer a request by its unique: 0 or a negative errno, and what follows the header. */
+int iofs_answer(uint64_t unique, int error, const void *body, size_t length);
+
+/* ioctls.c: the ioctls that wait. */
+int iofs_ioctls_open(void);
+void iofs_ioctls_close(void);
+int iofs_ioctls_add(const struct iofs_ioctl *ioctl); /* ENOMEM */
+void iofs_ioctls_fetched(const struct iofs_ioctl *ioctl); /* its payload is read */
+int iofs_ioctls_remove(uint64_t unique); /* 1 if it was there */
+int iofs_ioctls_interrupt(uint64_t unique); /* 1: it was in its own memory, and is removed */
+void iofs_ioctls_release_arrived(void);
+void iofs_ioctls_release_answered(void);
 
 #endif
