@@ -82,10 +82,14 @@ def defined_functions(names: list[str]) -> set[str]:
     }
 
 
-def without_functions(cdef: str, names: set[str]) -> str:
-    for name in names:
-        cdef = re.sub(rf"^[a-z][\w \t*]*?\b{name}\s*\([^;{{}}]*\);", "", cdef, flags=re.M)
-    return cdef
+def take_out_functions(cdef: str, names: set[str]) -> tuple[str, str]:
+    """The cdef without these functions, and C definitions of them that abort if called."""
+    stand_ins = "#include <stdlib.h>\n"
+    for name in sorted(names):
+        found = re.search(rf"^[a-z][\w \t*]*?\b{name}\s*\([^;{{}}]*\);", cdef, re.M)
+        cdef = cdef[: found.start()] + cdef[found.end() :]
+        stand_ins += f"{found[0][:-1]} {{ abort(); }}\n"
+    return cdef, stand_ins
 
 
 def pkg_config(*args: str) -> list[str]:
@@ -101,11 +105,12 @@ def make_ffi() -> FFI:
     missing = set(names) - defined_functions(names)
     if missing:
         print(f"{MODULE}: declared, but not written yet: {', '.join(sorted(missing))}")
+    cdef, stand_ins = take_out_functions(cdef, missing)
     ffi = FFI()
-    ffi.cdef(LINUX_TYPES + without_functions(cdef, missing))
+    ffi.cdef(LINUX_TYPES + cdef)
     ffi.set_source(
         MODULE,
-        "".join(f'#include "{header.name}"\n' for header in HEADERS),
+        "".join(f'#include "{header.name}"\n' for header in HEADERS) + stand_ins,
         sources=[str(path.relative_to(ROOT)) for path in sources()],
         depends=[str(path.relative_to(ROOT)) for path in [*HEADERS, *NATIVE.glob("*.h")]],
         include_dirs=["uapi", "native"],
