@@ -1,0 +1,61 @@
+# make demo    an ordinary C driver drives an emulated PCI device
+# make test    C unit tests under sanitizers, then pytest
+# make lint    ruff; the C side is compiled with -Werror anyway
+# Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
+
+PYTHON := .venv/bin/python
+CC ?= cc
+WARNINGS := -std=gnu11 -Wall -Wextra -Werror
+
+.PHONY: build demo test test-native lint clean set-up
+
+build: set-up
+
+set-up:
+	@scripts/set-up
+
+demo: set-up build/edu_driver
+	@$(PYTHON) -m iommufs.cli run -- build/edu_driver
+
+build/%: examples/%.c uapi/*.h
+	@mkdir -p build
+	$(CC) $(WARNINGS) -O2 -g -Iuapi -o $@ $<
+
+test: set-up test-native
+	$(PYTHON) -m pytest
+
+lint: set-up
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean:
+	rm -rf build iommufs/_native*.so iommufs.egg-info .pytest_cache .hypothesis .ruff_cache
+
+# ---- C unit tests: each native/x_test.c is a program that links what it needs of the rest -------
+
+SAN := build/sanitized
+SAN_FLAGS := $(WARNINGS) -O1 -g -pthread -fno-omit-frame-pointer \
+  -fsanitize=address,undefined -fno-sanitize-recover=all
+TESTS := $(patsubst native/%.c,$(SAN)/%,$(wildcard native/*_test.c))
+OBJECTS := $(patsubst native/%.c,$(SAN)/%.o,$(filter-out %_test.c,$(wildcard native/*.c)))
+FUSE_CFLAGS = $(shell pkg-config --cflags fuse3)
+FUSE_LIBS = $(shell pkg-config --libs fuse3)
+
+test-native: $(TESTS:%=%.run)
+
+$(SAN)/%.o: native/%.c | set-up
+	@mkdir -p $(SAN)
+	@$(CC) $(SAN_FLAGS) $(FUSE_CFLAGS) -Iuapi -Inative -MMD -c -o $@ $<
+
+$(SAN)/libiommufs.a: $(OBJECTS)
+	@rm -f $@
+	@ar rcs $@ $^
+
+$(TESTS): $(SAN)/%: $(SAN)/%.o $(SAN)/libiommufs.a
+	@$(CC) $(SAN_FLAGS) -o $@ $< $(SAN)/libiommufs.a $(FUSE_LIBS) -ldl
+
+$(TESTS:%=%.run): %.run: %
+	@echo "$(notdir $<)"
+	@$<
+
+-include $(wildcard $(SAN)/*.d)

@@ -1,0 +1,65 @@
+"""What holds for every test: a mark for those that mount, and no log line that nobody expected."""
+
+import functools
+import logging
+import os
+import re
+import subprocess
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+LOUD = {"warning", "error", "critical", "exception"}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "mount: needs /dev/fuse and the right to mount")
+    config.addinivalue_line("markers", "logs(pattern): a warning or error that matches is expected")
+
+
+@functools.cache
+def why_no_mount() -> str | None:
+    """What keeps this machine from mounting; None: nothing."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    if os.geteuid() != 0:
+        return "no right to mount: run as root"
+    trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    if subprocess.run(trial, capture_output=True).returncode:
+        return "no right to mount: CAP_SYS_ADMIN is missing"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("mount") and why_no_mount():
+            item.add_marker(pytest.mark.skip(reason=why_no_mount()))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = [report for report in skipped if "mount" in report.keywords]
+    if left_out:
+        line = f"left out: {len(left_out)} tests that need a mount ({why_no_mount()})"
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def log_lines(request, caplog):
+    """What iommufs logged in this test; a warning that no `logs` mark announces fails it."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture])
+    yield capture.entries
+    structlog.reset_defaults()
+    loud = [str(entry) for entry in capture.entries if entry["log_level"] in LOUD]
+    for phase in ("setup", "call"):
+        records = caplog.get_records(phase)
+        loud += [r.getMessage() for r in records if r.levelno >= logging.WARNING]
+    patterns = [mark.args[0] for mark in request.node.iter_markers("logs")]
+    unexpected = [line for line in loud if not any(re.search(p, line) for p in patterns)]
+    assert not unexpected, f"unexpected log lines: {unexpected}"
+    silent = [p for p in patterns if not any(re.search(p, line) for line in loud)]
+    assert not silent, f"announced, but not logged: {silent}"
