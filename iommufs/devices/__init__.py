@@ -1,0 +1,7 @@
+"""The device models that come with iommufs, by the name a topology calls them."""
+
+from iommufs.devices.edu import Edu
+from iommufs.devices.inert import Inert
+from iommufs.vfio.model import Model
+
+MODELS: dict[str, type[Model]] = {"edu": Edu, "inert": Inert}

@@ -1,0 +1,131 @@
+"""A machine around one model, small enough to see through."""
+
+import types
+
+import pytest
+
+from iommufs.vfio.model import DmaError
+
+PAGE = 4096
+
+
+@types.coroutine
+def _wait():
+    yield
+
+
+class FakeHost:
+    """Client memory is a dict of pages, interrupts and stores are lists, tasks run when told to.
+
+    slow  a DMA waits, once, until the next step()
+    """
+
+    def __init__(self):
+        self.pages = {}
+        self.read_only = set()
+        self.intx = False
+        self.messages = []
+        self.msi_on = False
+        self.reports = []
+        self.watches = []
+        self.bars = {}
+        self.slow = False
+        self._tasks = []
+
+    # -- the contract
+
+    async def dma_read(self, iova, length):
+        if self.slow:
+            await _wait()
+        self._check(iova, length, write=False)
+        return bytes(self._byte(iova + i)[0] for i in range(length))
+
+    async def dma_write(self, iova, data):
+        if self.slow:
+            await _wait()
+        self._check(iova, len(data), write=True)
+        for i, byte in enumerate(data):
+            page, offset = divmod(iova + i, PAGE)
+            self.pages[page][offset] = byte
+
+    def set_intx(self, level):
+        self.intx = level
+
+    def msi(self, vector):
+        self.messages.append(vector)
+
+    def msi_enabled(self):
+        return self.msi_on
+
+    def bar(self, region):
+        return memoryview(self.bars[region])
+
+    def store(self, region, offset, size, value):
+        assert size in (4, 8)
+        self.bars[region][offset : offset + size] = value.to_bytes(size, "little")
+
+    def watch(self, region, offset, size):
+        assert size in (4, 8)
+        self.watches.append((region, offset, size))
+
+    def start(self, task):
+        self._tasks.append(task())
+
+    def report(self, event, **details):
+        self.reports.append((event, details))
+
+    # -- the test's side
+
+    def plug(self, model):
+        """Make the BARs of a model, open it."""
+        for region, bar in model.describe().bars.items():
+            self.bars[region] = bytearray(bar.size)
+        model.open()
+        return model
+
+    def map(self, iova, data=bytes(PAGE), read_only=False):
+        for at in range(0, len(data), PAGE):
+            self.pages[(iova + at) // PAGE] = bytearray(data[at : at + PAGE])
+            if read_only:
+                self.read_only.add((iova + at) // PAGE)
+
+    def memory(self, iova, length):
+        return bytes(self._byte(iova + i)[0] for i in range(length))
+
+    def load(self, region, offset, size):
+        """What a client's mapping shows."""
+        return int.from_bytes(self.bars[region][offset : offset + size], "little")
+
+    def step(self):
+        """Run every task until it ends or waits."""
+        for task in list(self._tasks):
+            try:
+                task.send(None)
+            except StopIteration:
+                self._tasks.remove(task)
+
+    def finish(self):
+        while self._tasks:
+            self.step()
+
+    def cancel(self):
+        """What comes before a reset or a close."""
+        for task in self._tasks:
+            task.close()
+        self._tasks.clear()
+
+    def _byte(self, iova):
+        page, offset = divmod(iova, PAGE)
+        return self.pages[page][offset : offset + 1]
+
+    def _check(self, iova, length, write):
+        for page in range(iova // PAGE, (iova + length - 1) // PAGE + 1):
+            if page not in self.pages:
+                raise DmaError(max(iova, page * PAGE), "unmapped")
+            if write and page in self.read_only:
+                raise DmaError(max(iova, page * PAGE), "permission")
+
+
+@pytest.fixture
+def host():
+    return FakeHost()

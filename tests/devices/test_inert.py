@@ -1,0 +1,54 @@
+"""A function that is described by data alone."""
+
+import pytest
+
+from iommufs.devices.inert import Inert
+from iommufs.vfio.model import Bar, Description
+
+DESCRIPTION = Description(
+    vendor=1,
+    device=2,
+    class_code=3,
+    bars={0: Bar(4096, mappable=True), 2: Bar(32, io=True)},
+)
+
+
+@pytest.fixture
+def inert(host):
+    return host.plug(Inert(host, {"description": DESCRIPTION}))
+
+
+def test_it_is_what_its_description_says(inert):
+    assert inert.describe() is DESCRIPTION
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_memory_is_zero_at_first_and_keeps_what_is_stored(host, inert, size):
+    assert inert.read(0, 8, size) == 0
+    value = 0x1122334455667788 & ((1 << 8 * size) - 1)
+    inert.write(0, 8, size, value)
+    assert inert.read(0, 8, size) == value
+    assert host.load(0, 8, size) == value
+    assert inert.read(0, 16, size) == 0
+
+
+def test_what_a_mapping_stores_is_read(host, inert):
+    host.store(0, 0xFF8, 8, 0x1122334455667788)
+    assert inert.read(0, 0xFFC, 4) == 0x11223344
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_nobody_answers_on_io_ports(inert, size):
+    inert.write(2, 0, size, 0)
+    assert inert.read(2, 0, size) == (1 << 8 * size) - 1
+
+
+def test_a_reset_clears_the_memory(inert):
+    inert.write(0, 8, 4, 1)
+    inert.reset()
+    assert inert.read(0, 8, 4) == 0
+
+
+def test_an_option_is_refused(host):
+    with pytest.raises(ValueError, match="no option 'x'"):
+        Inert(host, {"description": DESCRIPTION, "x": 1})

@@ -1,0 +1,239 @@
+"""Topologies: what a file means, and the one line that a faulty one gets."""
+
+from pathlib import Path
+
+import pytest
+
+from iommufs import topology_file
+from iommufs.pci_image import ConfigImage, parse_image
+from iommufs.topology import TopologyError
+
+IMAGE = "000: 34 12 e8 11 03 01 10 00 10 00 ff 00 00 00 00 00\n"
+# A bridge from bus 0 to bus 1: header type 1, secondary and subordinate bus 1.
+BRIDGE = (
+    "000: 36 1b 0c 00 07 01 00 00 00 00 04 06 00 00 01 00\n"
+    "010: 00 00 00 00 00 00 00 00 00 01 01 00 00 00 00 00\n"
+)
+# MSI-X with 2 vectors, table at 0 and pending bits at 0x800 of BAR 0.
+MSIX = (
+    "000: 34 12 01 00 03 01 10 00 00 00 ff 00 00 00 00 00\n"
+    "030: 00 00 00 00 40 00 00 00 00 00 00 00 00 01 00 00\n"
+    "040: 11 00 01 00 00 00 00 00 00 08 00 00 00 00 00 00\n"
+)
+
+
+@pytest.fixture
+def load(tmp_path):
+    (tmp_path / "image.hex").write_text(IMAGE)
+    (tmp_path / "bridge.hex").write_text(BRIDGE)
+    (tmp_path / "msix.hex").write_text(MSIX)
+
+    def load(text):
+        path = tmp_path / "machine.toml"
+        path.write_text(text)
+        return topology_file.load(path)
+
+    return load
+
+
+def function(bdf="00:01.0", **keys):
+    keys = {"bdf": bdf, "config": "image.hex"} | keys
+    rows = [
+        f"{key} = {value!r}".replace("'", '"') for key, value in keys.items() if value is not None
+    ]
+    return "\n".join(["[[function]]", *rows, ""])
+
+
+def test_default_has_the_cdevs_groups_and_resets_of_the_reference_guest():
+    default = topology_file.default()
+    with_cdev = [f for f in default.functions if f.cdev is not None]
+    assert [(f.cdev, f.bdf, f.model, f.group, f.reset_methods) for f in with_cdev] == [
+        (0, "0000:00:06.0", "edu", 5, ()),
+        (1, "0000:01:00.0", "inert", 9, ("flr", "bus")),
+        (2, "0000:02:00.0", "inert", 10, ("pm", "bus")),
+        (3, "0000:02:00.1", "inert", 10, ("pm",)),
+        (4, "0000:04:01.0", "edu", 11, ("bus",)),
+        (5, "0000:04:02.0", "inert", 11, ()),
+        (6, "0000:05:00.0", "inert", 12, ("flr", "pm", "bus")),
+    ]
+    assert len(default.functions) == 18
+    assert list(default.groups) == list(range(13))
+    assert [f.bdf for f in default.groups[11]] == ["0000:03:00.0", "0000:04:01.0", "0000:04:02.0"]
+    assert [(r.start, r.last, r.type) for r in default.reserved] == [
+        (0xFEE00000, 0xFEEFFFFF, "msi")
+    ]
+    assert default.iommu_kind == "vtd"
+    assert default.test is False
+
+
+def test_default_paths_lead_through_the_bridges():
+    default = topology_file.default()
+    assert default.path(default.function("0000:00:06.0")) == "pci0000:00/0000:00:06.0"
+    assert (
+        default.path(default.function("0000:04:02.0"))
+        == "pci0000:00/0000:00:04.0/0000:03:00.0/0000:04:02.0"
+    )
+
+
+def test_default_hot_resets_hit_whole_buses_and_nothing_on_the_root_bus():
+    default = topology_file.default()
+    scopes = {f.bdf: f.hot_reset for f in default.functions if f.cdev is not None}
+    assert scopes["0000:00:06.0"] == ()
+    assert scopes["0000:01:00.0"] == ("0000:01:00.0",)
+    assert scopes["0000:02:00.1"] == ("0000:02:00.0", "0000:02:00.1")
+    assert scopes["0000:04:01.0"] == ("0000:04:01.0", "0000:04:02.0")
+    # The reset of a bridge's own bus goes on to the bus behind it.
+    assert default.function("0000:03:00.0").hot_reset == (
+        "0000:03:00.0",
+        "0000:04:01.0",
+        "0000:04:02.0",
+    )
+
+
+def test_default_descriptions_say_what_the_images_say():
+    description = topology_file.default().function("0000:01:00.0").description()
+    assert (description.vendor, description.device) == (0x1B36, 0x0010)
+    assert description.class_code == 0x010802
+    assert description.intx
+    assert description.msi_vectors == 0
+    assert description.msix_vectors == 65
+    assert description.msix_table == (0, 0x2000)
+    assert description.msix_pba == (0, 0x3000)
+    assert len(description.config) == 4096
+    bar = description.bars[0]
+    assert (bar.size, bar.mappable, bar.io, bar.bits64) == (0x4000, True, False, True)
+
+    testdev = topology_file.default().function("0000:04:02.0").description()
+    assert not testdev.intx
+    assert testdev.bars[1].io
+    assert not testdev.bars[1].mappable
+    assert testdev.bars[2].prefetchable
+
+
+def test_groups_without_a_number_get_the_lowest_free_ones(load):
+    topology = load(function("00:01.0") + function("00:02.0", group=0) + function("00:03.0"))
+    assert [f.group for f in topology.functions] == [1, 0, 2]
+
+
+def test_only_functions_of_vfio_pci_have_a_cdev(load):
+    topology = load(function("00:01.0", driver="") + function("00:02.0") + function("00:03.0"))
+    assert [f.cdev for f in topology.functions] == [None, 0, 1]
+
+
+def test_slot_scope_leaves_other_slots_alone(load):
+    topology = load(
+        function("00:02.0", config="bridge.hex", driver="pcieport")
+        + function("01:00.0", reset_scope="slot")
+        + function("01:00.1")
+        + function("01:01.0")
+        + function("01:02.0", reset_scope="none")
+    )
+    scope = {f.bdf[5:]: f.hot_reset for f in topology.functions}
+    assert scope["01:00.0"] == ("0000:01:00.0", "0000:01:00.1")
+    assert len(scope["01:00.1"]) == 4
+    assert scope["01:02.0"] == ()
+
+
+def test_a_model_needs_no_image_and_keeps_its_options(load):
+    topology = load(
+        '[[function]]\nbdf = "00:01.0"\nmodel = "edu"\noptions = { dma_mask = 15 }\n'
+        "[iommufd]\ntest = true\n"
+    )
+    assert topology.functions[0].image is None
+    assert topology.functions[0].options == {"dma_mask": 15}
+    assert topology.test
+
+
+FAULTS = {
+    "not TOML": ("function = [", "not TOML: "),
+    "a section nobody knows": ("[iomu]", "contains unknown field iomu"),
+    "a key nobody knows": (function(modle="edu"), "function[0]: contains unknown field"),
+    "a value of the wrong type": (function(group="x"), "function[0].group: expected int"),
+    "no bdf": ('[[function]]\nmodel = "edu"', "function[0]: missing required field bdf"),
+    "a bdf that is none": (function("0:1.0"), "function[0].bdf: expected domain:bus:device.funct"),
+    "a bdf twice": (function() + function(), "function[1].bdf: 0000:00:01.0 is there already"),
+    "a negative group": (function(group=-1), "function[0].group: expected a number from 0"),
+    "a function of nothing": ('[[function]]\nbdf="00:01.0"', "function[0].config: expected the"),
+    "a missing image": (function(config="no.hex"), "no.hex: No such file or directory"),
+    "an image that is none": (function(config="machine.toml"), "expected rows of config space"),
+    "a BAR with a name": (
+        function() + "bars = { x = 16 }",
+        "function[0].bars.x: expected the number of a BAR: 0, 1, 2, 3, 4, 5",
+    ),
+    "a BAR of an odd size": (
+        function() + "bars = { 0 = 100 }",
+        "function[0].bars.0: expected a power of two, 4 to 2**40",
+    ),
+    "BARs for a model": (
+        function(model="edu") + "bars = { 0 = 16 }",
+        "function[0].bars: expected none: edu knows its own",
+    ),
+    "an MSI-X table out of its BAR": (
+        function(config="msix.hex") + "bars = { 0 = 0x800 }",
+        "function[0].bars.0: expected room for the MSI-X pending bits",
+    ),
+    "a bus without a bridge": (function("02:00.0"), "expected one bridge that leads to bus 02"),
+    "a reset of the root bus": (
+        function(reset_scope="bus"),
+        "function[0].reset_scope: expected none on the root bus",
+    ),
+    "an unknown reset": (
+        function() + 'reset_methods = ["kick"]',
+        "function[0].reset_methods[0]: invalid enum value 'kick'",
+    ),
+    "a bridge for clients": (
+        function(config="bridge.hex"),
+        "function[0].driver: expected another than vfio-pci for a bridge",
+    ),
+    "a ROM of an odd size": (function(rom=5), "function[0].rom: expected a power of two"),
+    "a reserved range upside down": (
+        "[iommu]\nreserved = [{ start = 2, last = 1 }]",
+        "iommu.reserved[0]: expected 0 <= start <= last < 2**64",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_one_line_that_names_file_and_key(load, fault, tmp_path):
+    text, expected = FAULTS[fault]
+    with pytest.raises(TopologyError) as caught:
+        load(text)
+    message = str(caught.value).replace("[...]", "[0]")  # older msgspec tells no index
+    assert message.startswith(f"{tmp_path}/machine.toml: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(TopologyError, match=r"^/nowhere/x\.toml: No such file"):
+        topology_file.load(Path("/nowhere/x.toml"))
+
+
+def test_a_binary_file_is_no_text(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(TopologyError, match="not a text in UTF-8"):
+        topology_file.load(path)
+
+
+def test_a_loop_of_capabilities_is_refused():
+    data = bytearray(256)
+    data[6] = 0x10
+    data[0x34] = 0x40
+    data[0x41] = 0x40
+    with pytest.raises(ValueError, match="does not end: 0x40 again"):
+        ConfigImage(bytes(data))
+
+
+def test_a_loop_of_extended_capabilities_is_refused():
+    data = bytearray(4096)
+    data[0x100:0x104] = (0x10010001).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="do not end: 0x100 again"):
+        ConfigImage(bytes(data))
+
+
+def test_the_output_of_lspci_is_an_image():
+    lines = ["01:00.0 Class 0108: Device 1b36:0010", "00: 36 1b 10 00" + " 00" * 12, ""]
+    assert parse_image(lines)[:4] == bytes.fromhex("361b1000")
+    assert len(parse_image(lines)) == 256
+    assert len(parse_image([*lines, "ff0:" + " 00" * 16])) == 4096
