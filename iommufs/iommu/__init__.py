@@ -1,0 +1,1 @@
+"""Emulated IOMMUs: drivers behind the contract of iommufd/iommu.py."""

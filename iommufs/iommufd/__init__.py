@@ -1,0 +1,1 @@
+"""iommufd: contexts, object ids, I/O address spaces, page tables, bound devices."""

@@ -1,0 +1,106 @@
+"""Ctx: one open file of /dev/iommu, and the objects behind it.
+
+It lives as long as its file, and longer while a bound device or the file of a queue holds it: then
+the client can no longer name its objects, but they go on working.
+"""
+
+import errno
+import select
+from collections import Counter
+from typing import Any
+
+from iommufs._native import ffi, lib
+from iommufs.caller import CAP_IPC_LOCK, Caller, Mm
+from iommufs.errors import UapiError
+from iommufs.iommufd.objects import Object, ObjectTable
+from iommufs.ucmd import Ucmd
+
+_live: set["Ctx"] = set()
+
+
+class Ctx:
+    """A context. Also the open file: the fuse layer reads, writes, polls and releases it.
+
+    test_ops  the ioctl table reaches to IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
+    mm_mode   pages count against the client's process, not its user; /dev/vfio/vfio starts so
+    """
+
+    table = "iommufd"
+
+    def __init__(self, *, test_ops: bool = False, mm_mode: bool = False) -> None:
+        self.test_ops = test_ops
+        self.mm_mode = mm_mode
+        self.objects = ObjectTable()
+        self.vfio_ioas: Object | None = None  # what the VFIO container calls work on; not held
+        self.groups: dict[Any, Any] = {}  # iommu group -> device.Group
+        self._mms: dict[int, Mm] = {}
+        self._users = 1
+        _live.add(self)
+
+    def get(self) -> None:
+        assert self._users > 0, "the context is gone"
+        self._users += 1
+
+    def put(self) -> None:
+        assert self._users > 0, "the context is gone"
+        self._users -= 1
+        if not self._users:
+            self.objects.clear()
+            self._mms.clear()
+            _live.discard(self)
+
+    def source(self, caller: Caller) -> tuple[Any, Any]:
+        """Whose memory a mapping by this caller is, and whom it is charged to, for native calls.
+
+        The caller's address space comes from the same handle for as long as it stays the same one.
+        """
+        tgid = caller.tgid
+        mm = self._mms.get(tgid)
+        if mm is None or not mm.alive:
+            self._mms = {i: other for i, other in self._mms.items() if other.alive}
+            mm = self._mms[tgid] = caller.mm()
+        charge = {"mode": self._charge_mode(caller), "uid": caller.uid, "tgid": tgid}
+        return mm.handle, ffi.new("struct iofs_charge *", charge)
+
+    def _charge_mode(self, caller: Caller) -> int:
+        if caller.capable(CAP_IPC_LOCK):
+            return lib.IOFS_CHARGE_NONE
+        return lib.IOFS_CHARGE_MM if self.mm_mode else lib.IOFS_CHARGE_USER
+
+    # The open file.
+
+    async def read(self, offset: int, size: int) -> bytes:
+        raise UapiError(errno.EINVAL, "an iommufd is not read")
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise UapiError(errno.EINVAL, "an iommufd is not written")
+
+    def poll(self) -> int:
+        return select.POLLIN | select.POLLOUT
+
+    def release(self) -> None:
+        self.put()
+
+
+def destroy(ucmd: Ucmd) -> None:
+    """Destroy an object of any type (IOMMU_DESTROY).
+
+    Errors: ENOENT  no such id         EBUSY  something holds the object
+    Source: iommufd_destroy()
+    """
+    ucmd.file.objects.destroy(ucmd.cmd.id)
+
+
+def statistics() -> dict[str, Any]:
+    """What lives now: contexts, their objects by type, and the counters of the native core."""
+    objects: Counter[str] = Counter()
+    for ctx in _live:
+        objects += ctx.objects.counts()
+    native = ffi.new("struct iofs_stats *")
+    lib.iofs_statistics(native)
+    fields = [name for name, _ in ffi.typeof("struct iofs_stats").fields]
+    return {
+        "ctxs": len(_live),
+        "objects": dict(objects),
+        **{name: getattr(native, name) for name in fields},
+    }

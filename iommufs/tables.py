@@ -1,0 +1,120 @@
+"""The two tables: what each ioctl number means, as rows of plain data.
+
+A row names the structure at the pointer, how much of it a client must have (the last member of the
+structure as it was first released), by which rule it is read, and who answers. Adding an ioctl is
+one row here, one handler, one test. How rows are carried out: dispatch.py.
+"""
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from iommufs import uapi
+from iommufs.iommufd import (
+    fault,
+    hwpt_ioctls,
+    info,
+    ioas,
+    ioas_map,
+    option,
+    test_ops,
+    viommu,
+)
+from iommufs.iommufd.ctx import destroy
+
+
+class Payload(enum.Enum):
+    """How the argument of an ioctl is read.
+
+    SIZED   the structure begins with its size, that of the client's headers; bytes that we do not
+            know must be 0 (E2BIG), bytes that the client does not know are 0 for the handler
+    ARGSZ   only the part up to the minimum is read; `argsz` says what may be written back
+    VALUE   the argument is not read: a plain number, or a pointer the handler follows itself
+    """
+
+    SIZED = enum.auto()
+    ARGSZ = enum.auto()
+    VALUE = enum.auto()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ioctl. `struct` and `min_size` are empty for Payload.VALUE."""
+
+    number: int
+    handler: Callable[..., Any]
+    struct: str = ""
+    min_size: int = 0
+    payload: Payload = Payload.VALUE
+
+    @property
+    def size(self) -> int:
+        return uapi.sizeof(self.struct) if self.struct else 0
+
+
+def sized(number: int, struct: str, last: str, handler: Callable[..., Any]) -> Row:
+    """A row whose structure begins with its size; `last`: of the first release's members."""
+    return Row(number, handler, struct, uapi.offsetofend(struct, last), Payload.SIZED)
+
+
+def argsz(number: int, struct: str, last: str, handler: Callable[..., Any]) -> Row:
+    """A row of VFIO's usual kind; `last`: the last member that a client must have."""
+    return Row(number, handler, struct, uapi.offsetofend(struct, last), Payload.ARGSZ)
+
+
+def by_number(rows: Iterable[Row]) -> dict[int, Row]:
+    table = {}
+    for row in rows:
+        assert row.number not in table, f"two rows for {row.number:#x}"
+        table[row.number] = row
+    return table
+
+
+# fmt: off
+IOMMUFD = by_number([
+    sized(uapi.IOMMU_DESTROY, "iommu_destroy", "id", destroy),
+    sized(uapi.IOMMU_IOAS_ALLOC, "iommu_ioas_alloc", "out_ioas_id", ioas.ioas_alloc),
+    sized(uapi.IOMMU_IOAS_ALLOW_IOVAS, "iommu_ioas_allow_iovas", "allowed_iovas",
+          ioas.ioas_allow_iovas),
+    sized(uapi.IOMMU_IOAS_COPY, "iommu_ioas_copy", "src_iova", ioas_map.ioas_copy),
+    sized(uapi.IOMMU_IOAS_IOVA_RANGES, "iommu_ioas_iova_ranges", "out_iova_alignment",
+          ioas.ioas_iova_ranges),
+    sized(uapi.IOMMU_IOAS_MAP, "iommu_ioas_map", "iova", ioas_map.ioas_map),
+    sized(uapi.IOMMU_IOAS_UNMAP, "iommu_ioas_unmap", "length", ioas_map.ioas_unmap),
+    sized(uapi.IOMMU_OPTION, "iommu_option", "val64", option.option),
+    sized(uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", "__reserved", ioas.vfio_ioas),
+    sized(uapi.IOMMU_HWPT_ALLOC, "iommu_hwpt_alloc", "__reserved", hwpt_ioctls.hwpt_alloc),
+    sized(uapi.IOMMU_GET_HW_INFO, "iommu_hw_info", "__reserved", info.get_hw_info),
+    sized(uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, "iommu_hwpt_set_dirty_tracking", "__reserved",
+          hwpt_ioctls.hwpt_set_dirty_tracking),
+    sized(uapi.IOMMU_HWPT_GET_DIRTY_BITMAP, "iommu_hwpt_get_dirty_bitmap", "data",
+          hwpt_ioctls.hwpt_get_dirty_bitmap),
+    sized(uapi.IOMMU_HWPT_INVALIDATE, "iommu_hwpt_invalidate", "__reserved",
+          hwpt_ioctls.hwpt_invalidate),
+    sized(uapi.IOMMU_FAULT_QUEUE_ALLOC, "iommu_fault_alloc", "out_fault_fd",
+          fault.fault_queue_alloc),
+    sized(uapi.IOMMU_IOAS_MAP_FILE, "iommu_ioas_map_file", "iova", ioas_map.ioas_map_file),
+    sized(uapi.IOMMU_VIOMMU_ALLOC, "iommu_viommu_alloc", "out_viommu_id", viommu.viommu_alloc),
+    sized(uapi.IOMMU_VDEVICE_ALLOC, "iommu_vdevice_alloc", "virt_id", viommu.vdevice_alloc),
+    sized(uapi.IOMMU_IOAS_CHANGE_PROCESS, "iommu_ioas_change_process", "__reserved",
+          ioas.ioas_change_process),
+    sized(uapi.IOMMU_VEVENTQ_ALLOC, "iommu_veventq_alloc", "out_veventq_fd",
+          viommu.veventq_alloc),
+    sized(uapi.IOMMU_HW_QUEUE_ALLOC, "iommu_hw_queue_alloc", "length", viommu.hw_queue_alloc),
+    sized(uapi.IOMMU_IOAS_NOIOMMU_GET_PA, "iommu_ioas_noiommu_get_pa", "out_phys",
+          ioas.ioas_noiommu_get_pa),
+])
+
+# Only for a context with test_ops, as with CONFIG_IOMMUFD_TEST.
+IOMMUFD_TEST = by_number([
+    sized(uapi.IOMMU_TEST_CMD, "iommu_test_cmd", "last", test_ops.test_cmd),
+])
+# fmt: on
+
+# Numbers in this range are read as SIZED before they are even known.
+IOMMUFD_FIRST_NR = 0x80
+IOMMUFD_LAST_NR = 0x95
+IOMMUFD_TEST_LAST_NR = 0xA0
+
+VFIO_DEVICE: dict[int, Row] = by_number([])
