@@ -1,0 +1,76 @@
+"""The house is built in floors: a room imports only rooms below it.
+
+A room is a module or a package right under iommufs. Within a floor a room may import those to its
+left.
+"""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+FLOORS = [
+    ["errors", "_native", "uapi"],
+    ["jobs", "caller", "ucmd", "files", "syscalls"],
+    ["iommufd"],
+    ["vfio"],
+    ["devices", "iommu"],
+    ["tables", "dispatch"],
+    ["fuse", "pci_image", "topology", "topology_file", "machine"],
+    ["server", "fdreturn", "namespace", "launcher", "run_server", "cli"],
+]
+PLACE = {room: i for i, room in enumerate(["iommufs", *sum(FLOORS, [])])}
+
+# Rooms that see less than the floors allow, themselves apart.
+ONLY = {
+    "devices": {"iommufs.vfio.model"},
+    "iommu": {"iommufs.iommufd.iommu", "iommufs.errors", "iommufs.uapi"},
+}
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "iommufs").rglob("*.py"))
+}
+
+
+def imports_of(module):
+    """The modules of ours that a module names in its imports, wherever they stand in it."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: imports are absolute here"
+            names = [_imported_module(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "iommufs")
+
+
+def _imported_module(base, name):
+    full = f"{base}.{name}"
+    return full if full in MODULES or full == "iommufs._native" else base
+
+
+def room_of(module):
+    """The room a module belongs to; iommufs itself is the lowest one."""
+    return module.split(".")[min(1, module.count("."))]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_a_floor(module):
+    assert room_of(module) in PLACE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    room = room_of(module)
+    others = {name for name in imports_of(module) if room_of(name) != room}
+    assert {name for name in others if PLACE[room_of(name)] >= PLACE[room]} == set()
+    assert room not in ONLY or others <= ONLY[room]
+
+
+def test_no_circle_of_imports():
+    graph = {module: {n for n in imports_of(module) if n != module} for module in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())
