@@ -17,7 +17,7 @@ set-up:
 demo: set-up build/edu_driver
 	@$(PYTHON) -m iommufs.cli run -- build/edu_driver
 
-build/%: examples/%.c uapi/*.h
+build/%: examples/%.c $(wildcard uapi/*.h) | set-up
 	@mkdir -p build
 	$(CC) $(WARNINGS) -O2 -g -Iuapi -o $@ $<
 

@@ -48,7 +48,6 @@ def cdef_of_header(text: str) -> str:
     """The declarations of a header as cffi takes them: constants become NAME ... ."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
     text = text.replace("\\\n", " ")
-    text = re.sub(r"__attribute__\s*\(\(.*?\)\)", "", text)
     defines = "".join(
         f"static const char *const {name};\n" if value.startswith('"') else f"#define {name} ...\n"
         for name, value in re.findall(r"^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+(\S.*)$", text, re.M)

@@ -1,0 +1,56 @@
+"""How headers become declarations for cffi, and what the extension lets out."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iommufs import _native
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def build_ffi():
+    path = ROOT / "native" / "build_ffi.py"
+    spec = importlib.util.spec_from_file_location("build_ffi", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def squeezed(cdef):
+    return " ".join(cdef.split())
+
+
+@pytest.mark.parametrize(
+    ("header", "cdef"),
+    [
+        ("#ifndef A_H\n#define A_H\n#include <x.h>\n#endif\n", ""),
+        ("#define NR (1 << 3) /* bits */\n", "#define NR ..."),
+        ("#define MASK \\\n  (A | B)\n", "#define MASK ..."),
+        ('#define NAME "text"\n', "static const char *const NAME;"),
+        ("#define CALL(x) (x)\n", ""),
+        ("enum kind { A = 1 << 0, B, };\n", "enum kind { A, B, ... };"),
+        ("enum { A = 0x80, B = A };", "enum { A, B, ... };"),
+        ("struct s { int a; /* why; */ };", "struct s { int a; };"),
+    ],
+)
+def test_cdef_of_header(build_ffi, header, cdef):
+    assert squeezed(build_ffi.cdef_of_header(header)) == cdef
+
+
+def test_functions_of_a_cdef(build_ffi):
+    cdef = "struct s { int a; };\nint f(struct s *s,\n      int b);\nstruct s *g(void);\n"
+    assert build_ffi.functions_of(cdef) == ["f", "g"]
+
+
+def test_only_two_symbols_are_exported():
+    """fuse_session_mount, so that pyfuse3 binds to it, and what Python loads."""
+    table = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", _native.__file__],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    names = {line.split()[-1] for line in table.splitlines()}
+    assert names == {"PyInit__native", "fuse_session_mount"}
