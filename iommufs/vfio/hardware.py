@@ -1,0 +1,136 @@
+"""Config space as the function itself keeps it: bytes, and which bits of them a write changes.
+
+The masks are those of the PCI specifications for a plain endpoint; bytes that belong to nothing
+are memory (seen with the oracle's functions; real devices differ). What a client sees of all this
+is another room: config.py.
+"""
+
+from collections.abc import Mapping
+
+from iommufs.vfio import capabilities as caps
+from iommufs.vfio.capabilities import u16, u32
+
+COMMAND, STATUS, CACHE_LINE_SIZE = 0x04, 0x06, 0x0C
+INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D
+
+COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER = 0x1, 0x2, 0x4
+COMMAND_INTX_DISABLE = 0x400
+STATUS_INTERRUPT, STATUS_CAPABILITIES = 0x08, 0x10
+
+# I/O, memory, master, SERR#, INTx disable: what the oracle's functions implement.
+_COMMAND_WRITABLE = 0x0507
+_STATUS_CLEARABLE = 0xF900
+
+_AER_UNCORRECTABLE = 0x03FFF030
+_AER_CORRECTABLE = 0xF1C1
+
+
+class RawConfig:
+    """The config space of a function.
+
+    data      the bytes; what the hardware changes by itself is set here directly
+    writable  bits that keep what is written
+    clearable bits that a write of 1 clears
+    """
+
+    def __init__(self, image: bytes, writable: Mapping[int, int] | None = None) -> None:
+        """`writable`: dwords (by offset) whose mask is not what their capability says."""
+        assert len(image) in (256, 4096), "a config space has 256 or 4096 bytes"
+        self.data = bytearray(image)
+        self.power_on = bytes(image)
+        self.writable = bytearray(b"\xff" * len(image))
+        self.clearable = bytearray(len(image))
+        self._mask_header()
+        self.owned = list(caps.standard(image)) + list(caps.extended(image))
+        for cap in self.owned:
+            self._set(self.writable, cap.offset, cap.extent, 0)
+            if rule := (_EXTENDED if cap.extended else _STANDARD).get(cap.id):
+                rule(self, cap.offset)
+        if len(image) > caps.STANDARD_LENGTH:
+            # The head of the list is there even when the list is empty.
+            self._set(self.writable, caps.STANDARD_LENGTH, 4, 0)
+        for offset, mask in (writable or {}).items():
+            self._set(self.writable, offset, 4, mask)
+
+    @staticmethod
+    def _set(masks: bytearray, offset: int, size: int, mask: int) -> None:
+        masks[offset : offset + size] = mask.to_bytes(size, "little")
+
+    def allow(self, offset: int, size: int, mask: int) -> None:
+        self._set(self.writable, offset, size, mask)
+
+    def allow_clearing(self, offset: int, size: int, mask: int) -> None:
+        self._set(self.clearable, offset, size, mask)
+
+    def _mask_header(self) -> None:
+        self._set(self.writable, 0, caps.HEADER_LENGTH, 0)
+        self.allow(COMMAND, 2, _COMMAND_WRITABLE)
+        self.allow_clearing(STATUS, 2, _STATUS_CLEARABLE)
+        self.allow(CACHE_LINE_SIZE, 1, 0xFF)
+        self.allow(INTERRUPT_LINE, 1, 0xFF)
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.data[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        for at, byte in enumerate(value.to_bytes(size, "little"), offset):
+            mask = self.writable[at]
+            kept = self.data[at] & ~mask | byte & mask
+            self.data[at] = kept & ~(byte & self.clearable[at])
+
+    def set_bits(self, offset: int, size: int, mask: int, on: bool) -> None:
+        """A change that the hardware makes by itself, whatever may be written."""
+        value = self.read(offset, size)
+        self._set(self.data, offset, size, value | mask if on else value & ~mask)
+
+    def reset(self) -> None:
+        """Registers of the header and the capabilities back to power-on; plain memory stays."""
+        self.data[: caps.HEADER_LENGTH] = self.power_on[: caps.HEADER_LENGTH]
+        for cap in self.owned:
+            span = slice(cap.offset, cap.offset + cap.extent)
+            self.data[span] = self.power_on[span]
+
+
+def _pm(raw: RawConfig, at: int) -> None:
+    raw.allow(at + 4, 2, 0x0003)
+
+
+def _msi(raw: RawConfig, at: int) -> None:
+    flags = u16(raw.data, at + 2)
+    raw.allow(at + 2, 2, 0x0071)
+    raw.allow(at + 4, 4, 0xFFFFFFFC)
+    end = at + 8
+    if flags & 0x80:
+        raw.allow(at + 8, 4, 0xFFFFFFFF)
+        end = at + 12
+    raw.allow(end, 2, 0xFFFF)
+    if flags & 0x100:
+        raw.allow(end + 4, 4, (1 << (1 << (flags >> 1 & 7))) - 1)
+
+
+def _msix(raw: RawConfig, at: int) -> None:
+    raw.allow(at + 2, 2, 0xC000)
+
+
+def _express(raw: RawConfig, at: int) -> None:
+    flags = u16(raw.data, at + 2)
+    raw.allow(at + 8, 2, 0x000F)
+    raw.allow_clearing(at + 10, 2, 0x000F)
+    if flags & 0xF > 1 and u32(raw.data, at + 0x24) & 0x00200000:
+        raw.allow(at + 0x28, 2, 0x8000)
+
+
+def _aer(raw: RawConfig, at: int) -> None:
+    raw.allow_clearing(at + 4, 4, _AER_UNCORRECTABLE)
+    raw.allow(at + 8, 4, _AER_UNCORRECTABLE)
+    raw.allow(at + 12, 4, _AER_UNCORRECTABLE)
+    raw.allow_clearing(at + 16, 4, _AER_CORRECTABLE)
+    raw.allow(at + 20, 4, _AER_CORRECTABLE)
+    capable = u32(raw.data, at + 24)
+    raw.allow(at + 24, 4, (capable & 0x20) << 1 | (capable & 0x80) << 1)
+
+
+
+
+_STANDARD = {caps.PM: _pm, caps.MSI: _msi, caps.MSIX: _msix, caps.EXPRESS: _express}
+_EXTENDED = {caps.X_ERR: _aer}
