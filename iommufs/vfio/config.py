@@ -128,17 +128,19 @@ class Msi(Stretch):
     def write(self, at: int, size: int, value: int) -> None:
         super().write(at, size, value)
         flags_at = self.offset + perms.MSI_FLAGS
-        if not at <= flags_at <= at + size:
-            return
+        if at <= flags_at <= at + size:
+            self._follow_flags(flags_at)
+        self.config.irqs.msi_mask_changed()
+
+    def _follow_flags(self, at: int) -> None:
         config = self.config
-        flags = config.get(flags_at, 2)
+        flags = config.get(at, 2)
         if not config.irqs.msi_enabled:
             flags &= ~_MSI_ENABLE
         if (flags & _MSI_SIZE) >> 4 > config.irqs.msi_size_lg2:
             flags = flags & ~_MSI_SIZE | config.irqs.msi_size_lg2 << 4
-        config.put(flags_at, 2, flags)
-        config.function.raw.write(flags_at, 2, flags)
-        config.irqs.msi_mask_changed()
+        config.put(at, 2, flags)
+        config.function.raw.write(at, 2, flags)
 
 
 class Express(Stretch):

@@ -68,6 +68,8 @@ class Description:
 
     config   bytes of config space that the fields do not say (vendor capabilities, PCIe, …), from
              offset 0, 256 or 4096 bytes long; empty: made from the fields alone
+    writable config dwords (by offset) and the bits of them that the function lets be written,
+             where that is not what the capability there would make one expect
     """
 
     vendor: int
@@ -84,6 +86,7 @@ class Description:
     msix_table: tuple[int, int] = (0, 0)  # BAR index, offset
     msix_pba: tuple[int, int] = (0, 0)
     config: bytes = b""
+    writable: Mapping[int, int] = field(default_factory=dict)
 
 
 class Host(Protocol):
@@ -116,7 +119,7 @@ class Host(Protocol):
     def watch(self, region: int, offset: int, size: int) -> None:
         """Call Model.write when a client's mapping changes this word (4 or 8 bytes) of a BAR.
 
-        Storing the value that is there already cannot be seen.
+        Storing the value that is there already cannot be seen. Lasts until the client is gone.
         """
 
     def start(self, task: Callable[[], Awaitable[None]]) -> None:

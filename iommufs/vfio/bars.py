@@ -1,0 +1,68 @@
+"""The memory behind the BARs of one function.
+
+One sparse memfd, every region at the offset that VFIO gives it (index << 40): mapping the device
+file maps the memfd at the same offset, without translation. Regions that cannot be mapped have no
+pages here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+from iommufs._native import ffi, lib
+from iommufs.vfio.model import Bar
+
+OFFSET_SHIFT = 40
+N_REGIONS = 9
+PAGE_SIZE = 4096
+
+# How long the poller of stores sleeps at most when a device is idle.
+WATCH_SLEEP_US = 1000
+
+
+class BarMemory:
+    """The memfd and our mappings of it. `fd` is what clients map."""
+
+    def __init__(self, bars: dict[int, Bar]) -> None:
+        self.fd = os.memfd_create("iommufs-bars", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, N_REGIONS << OFFSET_SHIFT)
+        self._maps: dict[int, mmap.mmap] = {}
+        self._sizes: dict[int, int] = {}
+        self._watches: dict[int, Any] = {}
+        for index, bar in bars.items():
+            if bar.mappable and not bar.io:
+                length = max(bar.size, PAGE_SIZE)
+                offset = index << OFFSET_SHIFT
+                self._maps[index] = mmap.mmap(self.fd, length, offset=offset)
+                self._sizes[index] = bar.size
+
+    def view(self, region: int) -> memoryview:
+        """The bytes of a mappable region, as clients see them."""
+        return memoryview(self._maps[region])[: self._sizes[region]]
+
+    def store(self, region: int, offset: int, size: int, value: int) -> None:
+        """Leave a value for clients; a watch on it does not take it for a client's store."""
+        if watch := self._watches.get(region):
+            memory = ffi.from_buffer(self._maps[region])
+            lib.iofs_watch_store(watch, memory, offset, size, value)
+        else:
+            self._maps[region][offset : offset + size] = value.to_bytes(size, "little")
+
+    def watch(self, region: int, offset: int, size: int, cookie: int) -> None:
+        """Watch a word for stores of clients; events carry the cookie."""
+        watch = self._watches.get(region)
+        if watch is None:
+            out = ffi.new("struct iofs_watch **")
+            memory = ffi.from_buffer(self._maps[region])
+            if lib.iofs_watch_new(memory, cookie, WATCH_SLEEP_US, out) < 0:
+                raise MemoryError("no memory for a watch")
+            watch = self._watches[region] = out[0]
+        if lib.iofs_watch_add(watch, offset, size) < 0:
+            raise MemoryError("no memory for a watched word")
+
+    def forget_watches(self) -> None:
+        for watch in self._watches.values():
+            lib.iofs_watch_free(watch)
+        self._watches.clear()

@@ -1,0 +1,97 @@
+"""Binding a device to an iommufd, and its DMA to a page table."""
+
+import errno
+
+from iommufs import uapi
+from iommufs._native import ffi
+from iommufs.errors import UapiError
+from iommufs.iommufd.ctx import Ctx
+from iommufs.iommufd.objects import Object
+from iommufs.ucmd import Ucmd
+
+INT_MAX = 0x7FFFFFFF
+
+
+async def device_bind_iommufd(ucmd: Ucmd) -> None:
+    """Bind the device to an iommufd (VFIO_DEVICE_BIND_IOMMUFD).
+
+    In:     iommufd  an fd of the caller      flags, token_uuid_ptr  for virtual functions
+    Out:    out_devid  the id of the device in the iommufd
+    Errors: EINVAL  unknown flag; negative fd; bound already, through this file or another; a token
+                    that the device does not know      EBADF   not an open fd
+            EBADFD  not an iommufd                     EPERM   the group is another iommufd's
+            EFAULT  token or out_devid; undone then
+    Source: vfio_df_ioctl_bind_iommufd()
+    """
+    df, cmd = ucmd.file, ucmd.cmd
+    if cmd.iommufd < 0 or cmd.flags & ~uapi.VFIO_DEVICE_BIND_FLAG_TOKEN:
+        raise UapiError(errno.EINVAL, f"flags {cmd.flags:#x}, iommufd {cmd.iommufd}")
+    if df.device.bound is df:
+        raise UapiError(errno.EINVAL, "bound already")
+    if cmd.flags & uapi.VFIO_DEVICE_BIND_FLAG_TOKEN:
+        await ucmd.caller.read(cmd.token_uuid_ptr, 16)
+        raise UapiError(errno.EINVAL, "the device has no token")
+    ctx = df.device.files.resolve(ucmd.caller, cmd.iommufd)
+    if not isinstance(ctx, Ctx):
+        raise UapiError(errno.EBADFD, f"fd {cmd.iommufd} is not an iommufd")
+    df.bind(ctx)
+    try:
+        cmd.out_devid = df.iommu_device.id
+        await ucmd.write_field("out_devid")
+    except BaseException:
+        df.unbind()
+        raise
+    df.granted = True
+
+
+async def _pasid(ucmd: Ucmd, flag: int) -> int | None:
+    """The PASID that the call is about, None without the flag; EINVAL, EFAULT."""
+    cmd = ucmd.cmd
+    if cmd.flags & ~flag:
+        raise UapiError(errno.EINVAL, f"flags {cmd.flags:#x}")
+    if not cmd.flags:
+        return None
+    end = ffi.sizeof(cmd[0])  # the PASID is the last member of both structures
+    if ucmd.user_size < end:
+        raise UapiError(errno.EINVAL, f"argsz {ucmd.user_size} has no pasid")
+    return int.from_bytes(await ucmd.caller.read(ucmd.arg + end - 4, 4), "little")
+
+
+async def device_attach_iommufd_pt(ucmd: Ucmd) -> None:
+    """Attach the device, or move it, to an IOAS or HWPT (VFIO_DEVICE_ATTACH_IOMMUFD_PT).
+
+    In:     pt_id  of the iommufd that the device is bound to      flags, pasid
+    Out:    pt_id  the HWPT in use
+    Errors: EINVAL  unknown flag; argsz without pasid; see Device.attach()   ENOENT  no such pt_id
+            EFAULT  pt_id cannot be written; the device is detached then
+    Source: vfio_df_ioctl_attach_pt()
+    """
+    df, cmd = ucmd.file, ucmd.cmd
+    pasid = await _pasid(ucmd, uapi.VFIO_DEVICE_ATTACH_PASID)
+    if pasid is not None:
+        _attach_pasid(df, pasid, cmd.pt_id)
+    cmd.pt_id = df.iommu_device.attach(cmd.pt_id)
+    try:
+        await ucmd.write_field("pt_id")
+    except BaseException:
+        df.iommu_device.detach()
+        raise
+
+
+def _attach_pasid(df, pasid: int, pt_id: int) -> None:
+    """No page table here is made for PASIDs, which is what iommufd_hwpt_pasid_compat() refuses."""
+    if pasid > INT_MAX:
+        raise UapiError(errno.ENOSPC, f"PASID {pasid:#x}")
+    df.iommu_device.ctx.objects.find(pt_id, Object)
+    raise UapiError(errno.EINVAL, "the page table was not made for PASIDs")
+
+
+async def device_detach_iommufd_pt(ucmd: Ucmd) -> None:
+    """Detach the device; success if it is not attached (VFIO_DEVICE_DETACH_IOMMUFD_PT).
+
+    Errors: EINVAL  unknown flag; argsz without pasid
+    Source: vfio_df_ioctl_detach_pt()
+    """
+    pasid = await _pasid(ucmd, uapi.VFIO_DEVICE_DETACH_PASID)
+    if pasid is None:
+        ucmd.file.iommu_device.detach()

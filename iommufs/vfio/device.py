@@ -1,0 +1,188 @@
+"""VFIO devices: one for each /dev/vfio/devices/vfioN, and the files that are open of them.
+
+Any number of files may be open of a device; one at a time is bound, and until then a file refuses
+everything but BIND with EINVAL. Binding makes the client's view of the function (config space,
+regions, interrupts); closing the file ends it.
+
+Not here: the ioctls, each in the room of its topic (bind, info, set_irqs, reset, feature, …).
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+from typing import Any
+
+from iommufs import uapi
+from iommufs.errors import UapiError
+from iommufs.files import OpenFiles
+from iommufs.iommufd import device as iommufd_device
+from iommufs.iommufd.ctx import Ctx
+from iommufs.vfio.config import ConfigSpace
+from iommufs.vfio.eventfd import EventFd
+from iommufs.vfio.function import PciFunction
+from iommufs.vfio.irqs import Irqs
+from iommufs.vfio.regions import Regions
+
+
+class DevSet:
+    """Devices that one bus or slot reset hits together.
+
+    scope  addresses of all functions that it hits, in the order in which Linux tells them, whether
+           they are VFIO devices or not; empty: there is no such reset, and the device is alone
+    """
+
+    def __init__(self, scope: tuple[str, ...] = ()) -> None:
+        self.scope = scope
+        self.devices: dict[str, VfioDevice] = {}
+        self.needs_reset = False
+
+    def add(self, device: VfioDevice) -> None:
+        self.devices[device.function.address] = device
+
+    def covers_scope(self) -> bool:
+        """Whether every function that the reset hits is a device of ours."""
+        return all(address in self.devices for address in self.scope)
+
+    def reset(self) -> None:
+        """The reset itself, of every function; what clients wrote to config space stays."""
+        for device in self.devices.values():
+            device.function.reset_function()
+        self.needs_reset = False
+
+    def closed(self, device: VfioDevice) -> None:
+        """A device was closed. If it could not be reset alone, all are as soon as none is open."""
+        self.needs_reset |= not device.function.can_reset
+        idle = not any(other.bound for other in self.devices.values())
+        if self.scope and self.needs_reset and idle and self.covers_scope():
+            self.reset()
+
+
+class VfioDevice:
+    """One cdev.
+
+    index     the N of vfioN
+    function  the PCI function behind it
+    dev_set   shared with the devices that are reset together with it
+    files     where fds of clients are looked up
+    """
+
+    def __init__(
+        self, index: int, function: PciFunction, dev_set: DevSet, files: OpenFiles
+    ) -> None:
+        self.index = index
+        self.function = function
+        self.dev_set = dev_set
+        self.files = files
+        self.bound: DeviceFile | None = None
+        self.vf_token = bytes(16)
+        dev_set.add(self)
+
+    @property
+    def backing_fd(self) -> int:
+        """What mapping an open file of this device maps."""
+        return self.function.bars.fd
+
+    def open(self, flags: int = 0) -> DeviceFile:
+        """One more open file; any number may be."""
+        return DeviceFile(self)
+
+
+class DeviceFile:
+    """One open of a device (df). What a client has of it exists while `granted`."""
+
+    table = "vfio"
+
+    def __init__(self, device: VfioDevice) -> None:
+        self.device = device
+        self.function = device.function
+        self.granted = False
+        self.iommu_device: Any = None
+        self.irqs: Irqs
+        self.config: ConfigSpace
+        self.regions: Regions
+        self.ioeventfds: dict[tuple[int, int, int, int], Any] = {}
+        self.low_power = False
+        self.wakeup: EventFd | None = None
+
+    # ---- the open file
+
+    def check_ioctl(self, number: int) -> None:
+        """EINVAL for everything but BIND before the device is bound through this file."""
+        if number != uapi.VFIO_DEVICE_BIND_IOMMUFD:
+            self._check_granted()
+
+    def _check_granted(self) -> None:
+        if not self.granted:
+            raise UapiError(errno.EINVAL, "the device is not bound through this file")
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Read a region; EINVAL, EFAULT, EIO."""
+        self._check_granted()
+        return self.regions.read(offset, size) if size else b""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write a region; EINVAL, EFAULT, EIO."""
+        self._check_granted()
+        return self.regions.write(offset, data) if data else 0
+
+    def poll(self) -> int:
+        """Always ready: a device has no poll operation."""
+        return select.POLLIN | select.POLLOUT
+
+    def release(self) -> None:
+        """The last reference is gone."""
+        if self.device.bound is self:
+            self.unbind()
+
+    # ---- bound or not
+
+    def bind(self, ctx: Ctx) -> None:
+        """Make the device this file's and its DMA the context's; EINVAL, ENODEV, EPERM, EIO.
+
+        It is not granted yet: that is for when the client knows.
+        """
+        if self.device.bound:
+            raise UapiError(errno.EINVAL, "the device is bound through another file")
+        self.iommu_device = iommufd_device.bind(ctx, self.function)
+        try:
+            self.function.open()
+            self.irqs = Irqs(self.function, self.function.spawn)
+            self.config = ConfigSpace(self.function, self.irqs)
+            self.regions = Regions(self.function, self.config)
+        except BaseException:
+            self.iommu_device.unbind()
+            self.iommu_device = None
+            raise
+        self.function.irqs = self.irqs
+        self.function.config = self.config
+        self.function.iommu_device = self.iommu_device
+        self.device.bound = self
+
+    def unbind(self) -> None:
+        """Undo bind(), and all that was done since."""
+        self.granted = False
+        for ioeventfd in self.ioeventfds.values():
+            ioeventfd.close()
+        self.ioeventfds.clear()
+        self.exit_low_power()
+        self.function.close()
+        self.irqs.release()
+        self.function.irqs = self.function.config = self.function.iommu_device = None
+        self.iommu_device.unbind()
+        self.iommu_device = None
+        self.device.bound = None
+        self.device.dev_set.closed(self.device)
+
+    def enter_low_power(self, wakeup: EventFd | None) -> None:
+        """EINVAL if it is there already."""
+        if self.low_power:
+            if wakeup:
+                wakeup.close()
+            raise UapiError(errno.EINVAL, "in low power already")
+        self.low_power, self.wakeup = True, wakeup
+
+    def exit_low_power(self) -> None:
+        if self.wakeup:
+            self.wakeup.close()
+        self.low_power, self.wakeup = False, None

@@ -1,0 +1,57 @@
+"""Eventfds of clients: how an interrupt reaches them, and how they call back.
+
+Ours is a duplicate of the client's descriptor, so its status flags are the client's too and must
+not be touched. Nothing here may wait, whatever the client does with its end.
+"""
+
+import contextlib
+import errno
+import os
+import select
+
+import trio
+
+from iommufs.caller import Caller
+from iommufs.errors import UapiError
+
+
+class EventFd:
+    """A duplicate of one eventfd of a client, owned by whoever made it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def signal(self) -> None:
+        """Add one; a counter that is full stays full, as in eventfd_signal()."""
+        ready = select.poll()
+        ready.register(self.fd, select.POLLOUT)
+        if any(events & select.POLLOUT for _, events in ready.poll(0)):
+            os.eventfd_write(self.fd, 1)
+
+    async def wait(self) -> None:
+        """Wait until the client has added something, and take it."""
+        while True:
+            # Cancelled before the first wait: the descriptor may be closed, or another's, by now.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.wait_readable(self.fd)
+            # The client may have been faster: reading must not wait for its next event.
+            with contextlib.suppress(BlockingIOError):
+                os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+                return
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def take(caller: Caller, fd: int) -> EventFd:
+    """The eventfd that is `fd` in the client; EBADF, EINVAL for another kind of file."""
+    duplicate = caller.get_fd(fd)
+    try:
+        kind = os.readlink(f"/proc/self/fd/{duplicate}")
+    except OSError:
+        os.close(duplicate)
+        raise
+    if kind != "anon_inode:[eventfd]":
+        os.close(duplicate)
+        raise UapiError(errno.EINVAL, f"fd {fd} is {kind}, not an eventfd")
+    return EventFd(duplicate)

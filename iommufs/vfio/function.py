@@ -1,0 +1,235 @@
+"""One PCI function: a model, the registers around it, its power, its way to memory and interrupts.
+
+It lives as long as the machine. While a client has it open, `irqs` and `config` are the client's
+view of it, and `iommu_device` is what its DMA goes through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from iommufs.errors import UapiError
+from iommufs.vfio import capabilities as caps
+from iommufs.vfio import image, irqs, permissions, watch
+from iommufs.vfio.bars import BarMemory
+from iommufs.vfio.config import D3HOT, ConfigSpace
+from iommufs.vfio.hardware import (
+    COMMAND,
+    COMMAND_IO,
+    COMMAND_MASTER,
+    STATUS,
+    STATUS_INTERRUPT,
+    RawConfig,
+)
+from iommufs.vfio.host import FunctionHost
+from iommufs.vfio.model import Model
+
+log = structlog.get_logger(__name__)
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], Callable[[], None]]
+
+_NO_SOFT_RESET = 0x08
+
+
+class PciFunction:
+    """A function of the machine.
+
+    address      "0000:01:00.0"
+    make_model   gets the host and returns the model
+    spawn        runs an async function in the background, returns what cancels it
+    can_reset    it can be reset without others (reset.works_alone())
+    iommu, group   what its DMA passes, and who shares that (iommufd/iommu.py)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        make_model: Callable[[Any], Model],
+        *,
+        spawn: Spawn,
+        can_reset: bool = False,
+        iommu: Any = None,
+        group: Any = None,
+    ) -> None:
+        self.address = address
+        self.spawn = spawn
+        self.can_reset = can_reset
+        self.iommu = iommu
+        self.group = group
+        self.counters: Counter[str] = Counter()
+        self.host = FunctionHost(self)
+        self.model = make_model(self.host)
+        self.description = self.model.describe()
+        self.raw = RawConfig(image.power_on(self.description), self.description.writable)
+        self.bars = BarMemory(self.description.bars)
+        self.power = 0
+        self.intx_level = False
+        self.irqs: irqs.Irqs | None = None
+        self.config: ConfigSpace | None = None
+        self.iommu_device: Any = None
+        self._capabilities = {cap.id: cap for cap in self.raw.owned if not cap.extended}
+
+    # ---- life with a client
+
+    def open(self) -> None:
+        """A client has bound the device: it starts from a defined state."""
+        self.reset()
+        self._guard("open", self.model.open)
+
+    def close(self) -> None:
+        """The client is gone: no DMA, no task, no interrupt of its time is left."""
+        self.raw.set_bits(COMMAND, 2, COMMAND_MASTER, False)
+        self.host.cancel_tasks()
+        self.bars.forget_watches()
+        with contextlib.suppress(UapiError):  # reported; there is no client left to tell
+            self._guard("close", self.model.close)
+        with contextlib.suppress(UapiError):
+            self.reset()
+
+    def reset(self) -> None:
+        """What opening and closing do: registers as after boot; the model too, if it can be."""
+        if self.can_reset:
+            self.reset_model()
+        self.power = 0
+        self.raw.reset()
+        self.raw.set_bits(COMMAND, 2, COMMAND_MASTER, False)
+        self._set_power_bits(0)
+        self._show_level()
+
+    def reset_function(self) -> None:
+        """A reset that the client asked for; its config space is restored after it."""
+        self._set_power_bits(0)
+        self.power = 0
+        self.counters["resets"] += 1
+        self.reset_model()
+
+    def reset_model(self) -> None:
+        """The inside of the function back to power-on state."""
+        self.host.cancel_tasks()
+        self.set_intx(False)
+        self._guard("reset", self.model.reset)
+
+    # ---- power
+
+    def _set_power_bits(self, state: int) -> None:
+        if cap := self._capabilities.get(caps.PM):
+            at = cap.offset + permissions.PM_CONTROL
+            self.raw.set_bits(at, 2, permissions.PM_STATE, False)
+            self.raw.set_bits(at, 2, state, True)
+
+    def set_power(self, state: int) -> None:
+        """Go to D0 … D3hot; most functions forget their state on the way back from D3hot."""
+        cap = self._capabilities[caps.PM]
+        was, self.power = self.power, state
+        self._set_power_bits(state)
+        control = self.raw.read(cap.offset + permissions.PM_CONTROL, 2)
+        if was >= D3HOT and state == 0 and not control & _NO_SOFT_RESET:
+            self.reset_model()
+
+    # ---- registers
+
+    @property
+    def bus_master(self) -> bool:
+        return bool(self.raw.read(COMMAND, 2) & COMMAND_MASTER) and self.power < D3HOT
+
+    @property
+    def io_enabled(self) -> bool:
+        return bool(self.raw.read(COMMAND, 2) & COMMAND_IO)
+
+    def _guard(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Call the model; what goes wrong in it is its device's trouble: EIO."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.counters["model_errors"] += 1
+            log.exception("a device model failed", device=self.address, call=what)
+            raise UapiError(errno.EIO, f"the model of {self.address}: {error}") from error
+
+    def read_bar(self, index: int, offset: int, size: int) -> int:
+        """One access of a BAR; EIO if the model fails."""
+        value = self._guard("read", self.model.read, index, offset, size)
+        return value & (1 << 8 * size) - 1
+
+    def write_bar(self, index: int, offset: int, size: int, value: int) -> None:
+        self._guard("write", self.model.write, index, offset, size, value)
+
+    def watch_bar(self, index: int, offset: int, size: int) -> None:
+        """Have write_bar() called for stores of clients to a word of a mapped BAR."""
+        self.bars.watch(index, offset, size, watch.cookie(self, index))
+
+    # ---- interrupts
+
+    def _show_level(self) -> None:
+        self.raw.set_bits(STATUS, 2, STATUS_INTERRUPT, self.intx_level)
+
+    def set_intx(self, level: bool) -> None:
+        self.intx_level = level
+        self._show_level()
+        if self.irqs:
+            self.irqs.line_changed()
+
+    def send_msi(self, vector: int) -> None:
+        """A message is a write to memory: it needs bus mastering."""
+        if not self.bus_master:
+            self.counters["msi_dropped"] += 1
+        elif self.irqs:
+            self.irqs.msi(vector)
+
+    def show_msi(self, kind: int, on: bool) -> None:
+        """Registers show what SET_IRQS switched on."""
+        if kind == irqs.MSI and (cap := self._capabilities.get(caps.MSI)):
+            self.raw.set_bits(cap.offset + permissions.MSI_FLAGS, 2, 0x0001, on)
+        if kind == irqs.MSIX and (cap := self._capabilities.get(caps.MSIX)):
+            self.raw.set_bits(cap.offset + 2, 2, 0x8000, on)
+
+    def _msi_masks(self) -> int | None:
+        """Where the mask bits of MSI lie, pending bits behind them; None without them."""
+        cap = self._capabilities.get(caps.MSI)
+        if not cap:
+            return None
+        flags = self.raw.read(cap.offset + permissions.MSI_FLAGS, 2)
+        return cap.offset + (16 if flags & 0x80 else 12) if flags & 0x100 else None
+
+    def hold_msi(self, vector: int) -> bool:
+        """Whether a vector is masked; if so it is pending now."""
+        at = self._msi_masks()
+        if at is None or not self.raw.read(at, 4) >> vector & 1:
+            return False
+        self.raw.set_bits(at + 4, 4, 1 << vector, True)
+        return True
+
+    def take_unmasked_msi(self) -> list[int]:
+        """The pending vectors that are not masked any more; they are pending no longer."""
+        at = self._msi_masks()
+        if at is None:
+            return []
+        due = self.raw.read(at + 4, 4) & ~self.raw.read(at, 4)
+        self.raw.set_bits(at + 4, 4, due, False)
+        return [vector for vector in range(32) if due >> vector & 1]
+
+    def n_irqs(self, index: int) -> int:
+        """How many interrupts an index of VFIO has (vfio_pci_get_irq_count())."""
+        if index == irqs.INTX:
+            return 1 if self.description.intx else 0
+        if index == irqs.MSI:
+            cap = self._capabilities.get(caps.MSI)
+            return 1 << (self.raw.read(cap.offset + 2, 2) >> 1 & 7) if cap else 0
+        if index == irqs.MSIX:
+            cap = self._capabilities.get(caps.MSIX)
+            return (self.raw.read(cap.offset + 2, 2) & 0x7FF) + 1 if cap else 0
+        return 1
+
+    @property
+    def msix_table(self) -> tuple[int, int, int] | None:
+        """BAR, start and end of the MSI-X table, which clients do not get to see."""
+        cap = self._capabilities.get(caps.MSIX)
+        if not cap:
+            return None
+        place = self.raw.read(cap.offset + 4, 4)
+        return place & 7, place & ~7, (place & ~7) + 16 * self.n_irqs(irqs.MSIX)

@@ -1,0 +1,208 @@
+"""The interrupts of one open device: what the client has set up, and what reaches it.
+
+INTx is a level. While it is not masked, a raised line masks itself and signals once; unmasking
+while the line is still up signals again (vfio_intx_handler(), vfio_pci_intx_unmask_handler()).
+MSI and MSI-X vectors are edges. Only one of the three is on at a time.
+
+Not here: how SET_IRQS spells all this (set_irqs.py).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from iommufs.errors import UapiError
+from iommufs.vfio.eventfd import EventFd
+
+INTX, MSI, MSIX, ERR, REQ = range(5)
+N_INDEXES = 5
+
+# Makes a fresh EventFd of a client's descriptor: EBADF, EINVAL.
+Take = Callable[[int], EventFd]
+
+
+class Irqs:
+    """What SET_IRQS has made of one open device.
+
+    function  asked for its line and vector counts, told what its registers show
+    spawn     runs an async function in the background, returns what cancels it
+    """
+
+    def __init__(self, function: Any, spawn: Callable[[Any], Callable[[], None]]) -> None:
+        self._function = function
+        self._spawn = spawn
+        self.kind: int | None = None
+        self.masked = False
+        self.disabled = False  # by the client's INTx disable bit
+        self.msi_size_lg2 = 0
+        self._trigger: EventFd | None = None
+        self._unmask: EventFd | None = None
+        self._stop_unmask: Callable[[], None] | None = None
+        self._vectors: dict[int, EventFd] = {}
+        self._n_vectors = 0
+        self._singles: dict[int, EventFd] = {}  # ERR and REQ
+
+    # ---- INTx
+
+    def enable_intx(self, trigger: EventFd | None) -> None:
+        """Switch INTx on; without a trigger nobody hears it. EINVAL: MSI or MSI-X is on."""
+        if self.kind not in (None, INTX):
+            raise UapiError(errno.EINVAL, "another interrupt type is on")
+        if self.kind == INTX:
+            if self._trigger:
+                self._trigger.close()
+            self._trigger = trigger
+            return
+        self.kind, self._trigger, self.masked = INTX, trigger, self.disabled
+        self.line_changed()
+
+    def disable_intx(self) -> None:
+        self.remove_unmask()
+        if self._trigger:
+            self._trigger.close()
+        self.kind, self._trigger = None, None
+
+    def signal_intx(self) -> None:
+        """Let the client hear an INTx, real or not."""
+        if self.kind == INTX and not self.disabled and self._trigger:
+            self._trigger.signal()
+
+    def line_changed(self) -> None:
+        """The function's INTx line may be up now."""
+        if self.kind == INTX and not self.masked and self._function.intx_level:
+            self.masked = True
+            self.signal_intx()
+
+    def mask(self) -> None:
+        self.masked = True
+
+    def unmask(self) -> None:
+        if self.kind == INTX and self.masked and not self.disabled:
+            if self._function.intx_level:
+                self.signal_intx()
+            else:
+                self.masked = False
+
+    def set_disabled(self, disabled: bool) -> None:
+        """The client wrote the INTx disable bit: masks while set, unmasks when cleared."""
+        if disabled == self.disabled:
+            return
+        self.disabled = disabled
+        if self.kind == INTX:
+            if disabled:
+                self.mask()
+            else:
+                self.unmask()
+
+    def set_unmask(self, take: Callable[[], EventFd]) -> None:
+        """Unmask whenever the client writes to an eventfd; EBUSY if it has one already."""
+        eventfd = take()
+        if self._unmask:
+            eventfd.close()
+            raise UapiError(errno.EBUSY, "an unmask eventfd is set already")
+        self._unmask = eventfd
+
+        async def unmask_on_event() -> None:
+            while True:
+                await eventfd.wait()
+                self.unmask()
+
+        self._stop_unmask = self._spawn(unmask_on_event)
+
+    def remove_unmask(self) -> None:
+        if self._unmask:
+            self._stop_unmask()
+            # Whoever waits for it must be gone before the number can be another file's.
+            trio.lowlevel.notify_closing(self._unmask.fd)
+            self._unmask.close()
+        self._unmask = self._stop_unmask = None
+
+    # ---- MSI and MSI-X
+
+    @property
+    def msi_enabled(self) -> bool:
+        return self.kind == MSI
+
+    def enable_vectors(self, kind: int, count: int) -> None:
+        """Switch MSI or MSI-X on with room for `count` vectors; EINVAL, ERANGE for none."""
+        if self.kind is not None:
+            raise UapiError(errno.EINVAL, "another interrupt type is on")
+        if count == 0:
+            raise UapiError(errno.ERANGE, "no vector to enable")
+        self.kind, self._n_vectors = kind, count
+        if kind == MSI:
+            self.msi_size_lg2 = (count * 2 - 1).bit_length() - 1
+        self._function.show_msi(kind, True)
+
+    def set_vectors(self, start: int, fds: list[int], take: Take) -> None:
+        """Give vectors their eventfds, negative ones none; the first failure takes all away."""
+        for vector, fd in enumerate(fds, start):
+            try:
+                self._set_vector(vector, fd, take)
+            except UapiError:
+                for bad in range(start, vector + 1):
+                    self._drop_vector(bad)
+                raise
+
+    def _set_vector(self, vector: int, fd: int, take: Take) -> None:
+        self._drop_vector(vector)
+        if fd < 0:
+            return
+        if self.kind == MSI and vector >= self._n_vectors:
+            raise UapiError(errno.EINVAL, f"MSI vector {vector} of {self._n_vectors}")
+        self._vectors[vector] = take(fd)
+
+    def _drop_vector(self, vector: int) -> None:
+        if eventfd := self._vectors.pop(vector, None):
+            eventfd.close()
+
+    def disable_vectors(self) -> None:
+        for vector in list(self._vectors):
+            self._drop_vector(vector)
+        kind, self.kind = self.kind, None
+        self._n_vectors = 0
+        self._function.show_msi(kind, False)
+
+    def signal_vector(self, vector: int) -> None:
+        """Signal a vector's eventfd, if it has one."""
+        if eventfd := self._vectors.get(vector):
+            eventfd.signal()
+
+    def msi(self, vector: int) -> None:
+        """The function sends a message; one that is masked waits in the pending bits."""
+        if self.kind not in (MSI, MSIX):
+            return
+        if self.kind == MSI and self._function.hold_msi(vector):
+            return
+        self.signal_vector(vector)
+
+    def msi_mask_changed(self) -> None:
+        """The client wrote to the MSI capability: send what waited and is not masked now."""
+        if self.kind == MSI:
+            for vector in self._function.take_unmasked_msi():
+                self.signal_vector(vector)
+
+    # ---- ERR and REQ
+
+    def single(self, index: int) -> EventFd | None:
+        return self._singles.get(index)
+
+    def set_single(self, index: int, eventfd: EventFd | None) -> None:
+        if old := self._singles.pop(index, None):
+            old.close()
+        if eventfd:
+            self._singles[index] = eventfd
+
+    def release(self) -> None:
+        """Close every eventfd; the client is gone."""
+        if self.kind == INTX:
+            self.disable_intx()
+        elif self.kind is not None:
+            self.disable_vectors()
+        for index in (ERR, REQ):
+            self.set_single(index, None)
+        self.disabled = False

@@ -1,0 +1,125 @@
+"""The regions of an open device: which there are, and reading and writing them as a file.
+
+A region's position in the device file is its index << 40. BARs are reached in naturally aligned
+pieces of 8, 4, 2 or 1 bytes; the MSI-X table is left out of its BAR (vfio_pci_core_do_io_rw()).
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from iommufs.errors import UapiError
+from iommufs.vfio.bars import OFFSET_SHIFT, PAGE_SIZE
+from iommufs.vfio.config import ConfigSpace
+from iommufs.vfio.image import BAR0, N_BARS, rom_size
+
+ROM, CONFIG, VGA = 6, 7, 8
+N_REGIONS = 9
+
+READ, WRITE, MMAP = 1, 2, 4
+OFFSET_MASK = (1 << OFFSET_SHIFT) - 1
+
+
+@dataclass(frozen=True)
+class Region:
+    """What GET_REGION_INFO says of one index. `msix`: the MSI-X table lies in it."""
+
+    size: int
+    flags: int
+    msix: bool = False
+
+
+class Regions:
+    """The regions of one function, through the config space of the client that has it open."""
+
+    def __init__(self, function: Any, config: ConfigSpace) -> None:
+        self._function = function
+        self._config = config
+        self.table = [self._bar(index) for index in range(N_BARS)]
+        size = rom_size(function.description)
+        self.table.append(Region(size, READ if size else 0))
+        self.table.append(Region(config.size, READ | WRITE))
+
+    def _bar(self, index: int) -> Region:
+        bar = self._function.description.bars.get(index)
+        if bar is None:
+            return Region(0, 0)
+        at = BAR0 + 4 * index
+        whole_pages = bar.size >= PAGE_SIZE or self._function.raw.read(at, 4) & 0xFF0 == 0
+        mappable = bar.mappable and not bar.io and whole_pages
+        table = self._function.msix_table
+        return Region(
+            bar.size, READ | WRITE | (MMAP if mappable else 0), bool(table and table[0] == index)
+        )
+
+    def read(self, position: int, size: int) -> bytes:
+        """Bytes of the device file; EINVAL, EFAULT (config space), EIO."""
+        index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
+        if index == CONFIG:
+            return self._config.read(offset, size)
+        length = self._clamp(index, offset, size)
+        if index == ROM:
+            return self._read_rom(offset, length)
+        data = bytearray()
+        for at, width, hidden in self._pieces(index, offset, length):
+            if hidden or not self._decoded(index):
+                data += b"\xff" * width
+            else:
+                data += self._function.read_bar(index, at, width).to_bytes(width, "little")
+        return bytes(data)
+
+    def write(self, position: int, data: bytes) -> int:
+        """How many bytes were written; EINVAL, EFAULT (config space), EIO."""
+        index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
+        if index == CONFIG:
+            self._config.write(offset, data)
+            return len(data)
+        if index == ROM:
+            raise UapiError(errno.EINVAL, "the ROM cannot be written")
+        length = self._clamp(index, offset, len(data))
+        for at, width, hidden in self._pieces(index, offset, length):
+            if not hidden and self._decoded(index):
+                value = int.from_bytes(data[at - offset : at - offset + width], "little")
+                self._function.write_bar(index, at, width, value)
+        return length
+
+    def _clamp(self, index: int, offset: int, size: int) -> int:
+        region = self.table[index] if index < len(self.table) else Region(0, 0)
+        if offset >= region.size:
+            raise UapiError(errno.EINVAL, f"offset {offset:#x} of region {index}")
+        return min(size, region.size - offset)
+
+    def _decoded(self, index: int) -> bool:
+        """Whether the function hears an access at all; EIO where the kernel refuses it."""
+        if self._function.description.bars[index].io:
+            return self._function.io_enabled
+        if not self._config.memory_enabled:
+            raise UapiError(errno.EIO, "memory decoding is off")
+        return True
+
+    def _pieces(self, index: int, offset: int, length: int):
+        """(offset, width, hidden) of each access that [offset, offset + length) is made of."""
+        table = self._function.msix_table
+        start, end = table[1:] if table and table[0] == index else (0, 0)
+        # Ports are four bytes wide at most.
+        widest = 4 if self._function.description.bars[index].io else 8
+        at, last = offset, offset + length
+        while at < last:
+            if start <= at < end:
+                width = min(last, end) - at
+                yield at, width, True
+            else:
+                room = min(last, start) - at if at < start else last - at
+                width = widest
+                while width > room or at % width:
+                    width //= 2
+                yield at, width, False
+            at += width
+
+    def _read_rom(self, offset: int, length: int) -> bytes:
+        rom = self._function.description.rom
+        if offset < len(rom) and not self._config.memory_enabled:
+            raise UapiError(errno.EIO, "memory decoding is off")
+        return rom[offset : offset + length].ljust(length, b"\xff")

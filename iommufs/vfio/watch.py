@@ -1,0 +1,41 @@
+"""From the poller of mapped BARs to the models: stores of clients become Model.write."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import trio
+
+from iommufs._native import ffi, lib
+from iommufs.errors import UapiError
+
+_regions: list[tuple[Any, int]] = []
+_cookies: dict[tuple[Any, int], int] = {}
+
+
+def cookie(function: Any, index: int) -> int:
+    """The number by which the poller names a region of a function."""
+    key = (function, index)
+    if key not in _cookies:
+        _cookies[key] = len(_regions)
+        _regions.append(key)
+    return _cookies[key]
+
+
+def drain() -> None:
+    """Pass on what the poller has seen; nothing for a device that is not open any more."""
+    event = ffi.new("struct iofs_watch_event *")
+    while lib.iofs_watch_next(event):
+        function, index = _regions[event.cookie]
+        if function.irqs is not None:
+            with contextlib.suppress(UapiError):  # the model failed, which is reported
+                function.write_bar(index, event.offset, event.size, event.value)
+
+
+async def pump() -> None:
+    """Do so for ever."""
+    fd = lib.iofs_watch_fd()
+    while True:
+        await trio.lowlevel.wait_readable(fd)
+        drain()
