@@ -10,6 +10,7 @@ import contextlib
 import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -43,6 +44,7 @@ class PciFunction:
     address      "0000:01:00.0"
     make_model   gets the host and returns the model
     spawn        runs an async function in the background, returns what cancels it
+    config       bytes of config space that the model's own description lacks
     can_reset    it can be reset without others (reset.works_alone())
     iommu, group   what its DMA passes, and who shares that (iommufd/iommu.py)
     """
@@ -53,6 +55,7 @@ class PciFunction:
         make_model: Callable[[Any], Model],
         *,
         spawn: Spawn,
+        config: bytes = b"",
         can_reset: bool = False,
         iommu: Any = None,
         group: Any = None,
@@ -66,6 +69,8 @@ class PciFunction:
         self.host = FunctionHost(self)
         self.model = make_model(self.host)
         self.description = self.model.describe()
+        if config:
+            self.description = replace(self.description, config=config)
         self.raw = RawConfig(image.power_on(self.description), self.description.writable)
         self.bars = BarMemory(self.description.bars)
         self.power = 0

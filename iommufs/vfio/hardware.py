@@ -130,7 +130,5 @@ def _aer(raw: RawConfig, at: int) -> None:
     raw.allow(at + 24, 4, (capable & 0x20) << 1 | (capable & 0x80) << 1)
 
 
-
-
 _STANDARD = {caps.PM: _pm, caps.MSI: _msi, caps.MSIX: _msix, caps.EXPRESS: _express}
 _EXTENDED = {caps.X_ERR: _aer}

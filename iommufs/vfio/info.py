@@ -12,7 +12,9 @@ from iommufs.vfio.regions import N_REGIONS
 
 def info_cap(id: int, version: int, next: int) -> bytes:
     """The header of one entry of a capability chain (struct vfio_info_cap_header)."""
-    return b"".join((id.to_bytes(2, "little"), version.to_bytes(2, "little"), next.to_bytes(4, "little")))
+    return b"".join(
+        (id.to_bytes(2, "little"), version.to_bytes(2, "little"), next.to_bytes(4, "little"))
+    )
 
 
 async def device_get_info(ucmd: Ucmd) -> None:

@@ -8,8 +8,15 @@ oracle, byte by byte (tests/unit/test_config_space.py).
 
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio.capabilities import Capability, u16
-from iommufs.vfio.hardware import CACHE_LINE_SIZE, COMMAND, INTERRUPT_LINE, INTERRUPT_PIN, STATUS
-from iommufs.vfio.hardware import COMMAND_INTX_DISABLE, STATUS_CAPABILITIES
+from iommufs.vfio.hardware import (
+    CACHE_LINE_SIZE,
+    COMMAND,
+    COMMAND_INTX_DISABLE,
+    INTERRUPT_LINE,
+    INTERRUPT_PIN,
+    STATUS,
+    STATUS_CAPABILITIES,
+)
 from iommufs.vfio.image import BAR0, N_BARS, ROM_BAR
 
 LATENCY_TIMER, BIST = 0x0D, 0x0F

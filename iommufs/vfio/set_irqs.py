@@ -25,7 +25,7 @@ _DATA_SIZES = {NONE: 0, BOOL: 1, EVENTFD: 4}
 
 @dataclass(frozen=True)
 class Request:
-    """One call, read and checked. `values`: bools or fds, one for each of [start, start + count)."""
+    """One call, read and checked. `values`: a bool or an fd for each of [start, start + count)."""
 
     irqs: irqs.Irqs
     caller: Any
@@ -80,8 +80,10 @@ async def _values(ucmd: Ucmd, size: int) -> list[int]:
     length = ucmd.cmd.count * size
     if ucmd.user_size - header < length:
         raise _invalid("argsz ends before the data")
+    if not length:
+        return []
     data = await ucmd.caller.read(ucmd.arg + header, length)
-    return list(struct.unpack(f"<{ucmd.cmd.count}{'i' if size == 4 else 'B'}", data)) if size else []
+    return list(struct.unpack(f"<{ucmd.cmd.count}{'i' if size == 4 else 'B'}", data))
 
 
 # ---- INTx
