@@ -22,7 +22,7 @@ build/%: examples/%.c $(wildcard uapi/*.h) | set-up
 	$(CC) $(WARNINGS) -O2 -g -Iuapi -o $@ $<
 
 test: set-up test-native
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(ARGS)
 
 lint: set-up
 	$(PYTHON) -m ruff check .

@@ -52,7 +52,7 @@ class OpenFiles:
         return left
 
     def resolve(self, caller: Caller, fd: int) -> Any | None:
-        """The open file of ours that a client's descriptor names, None if it is another's; EBADF."""
+        """The open file of ours that a client's descriptor names; None: not ours; EBADF."""
         duplicate = caller.get_fd(fd)
         try:
             return self.identify(duplicate)

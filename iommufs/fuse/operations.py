@@ -84,7 +84,7 @@ class _PlainFile:
 
 
 def _handler(function: Callable) -> Callable:
-    """Turn what a handler raises into the errno of its request: nothing may reach pyfuse3's loop."""
+    """Turn what a handler raises into the errno of its request: pyfuse3 sees nothing else."""
 
     @functools.wraps(function)
     async def handler(*args: Any) -> Any:
