@@ -1,4 +1,4 @@
-"""One mount, from start to end: the transport, pyfuse3's loop and the ioctl pump around a machine."""
+"""One mount from start to end: transport, pyfuse3's loop and the ioctl pump around a machine."""
 
 from __future__ import annotations
 
