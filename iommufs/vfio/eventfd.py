@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import select
+from collections.abc import Callable
 
 import trio
 
@@ -28,16 +29,24 @@ class EventFd:
         if any(events & select.POLLOUT for _, events in ready.poll(0)):
             os.eventfd_write(self.fd, 1)
 
-    async def wait(self) -> None:
-        """Wait until the client has added something, and take it."""
-        while True:
-            # Cancelled before the first wait: the descriptor may be closed, or another's, by now.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            await trio.lowlevel.wait_readable(self.fd)
-            # The client may have been faster: reading must not wait for its next event.
-            with contextlib.suppress(BlockingIOError):
-                os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
-                return
+    async def events(self, event: Callable[[], None]) -> None:
+        """Call `event` whenever the client adds something, for ever; what it added is taken.
+
+        What was there before is one event and is left there (vfio_virqfd_enable()).
+        """
+        # Cancelled before the first wait: the descriptor may be closed, or another's, by now.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with select.epoll() as writes:  # edges: a counter that is left alone is no news
+            writes.register(self.fd, select.EPOLLIN | select.EPOLLET)
+            if writes.poll(0):
+                event()
+            while True:
+                await trio.lowlevel.wait_readable(writes.fileno())
+                if writes.poll(0):
+                    # The client may have taken it back: reading must not wait for the next one.
+                    with contextlib.suppress(BlockingIOError):
+                        os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+                        event()
 
     def close(self) -> None:
         os.close(self.fd)

@@ -74,6 +74,7 @@ class PciFunction:
         self.raw = RawConfig(image.power_on(self.description), self.description.writable)
         self.bars = BarMemory(self.description.bars)
         self.power = 0
+        self._before_d3hot = b""
         self.intx_level = False
         self.irqs: irqs.Irqs | None = None
         self.config: ConfigSpace | None = None
@@ -109,8 +110,12 @@ class PciFunction:
 
     def reset_function(self) -> None:
         """A reset that the client asked for; its config space is restored after it."""
-        self._set_power_bits(0)
+        if self.power == D3HOT:
+            self.set_power(0)
         self.power = 0
+        self._set_power_bits(0)
+        if at := self._msi_masks():
+            self.raw.set_bits(at, 8, (1 << 64) - 1, False)
         self.counters["resets"] += 1
         self.reset_model()
 
@@ -129,12 +134,27 @@ class PciFunction:
             self.raw.set_bits(at, 2, state, True)
 
     def set_power(self, state: int) -> None:
-        """Go to D0 … D3hot; most functions forget their state on the way back from D3hot."""
+        """Go to D0 … D3hot, if the function can from where it is.
+
+        Most functions forget their state on the way back from D3hot; Linux restores config space.
+        """
         cap = self._capabilities[caps.PM]
+        supported = self.raw.read(cap.offset + 2, 2)
+        if state in (1, 2) and not supported & 0x100 << state:
+            return
+        if state == self.power or 0 < state < self.power:
+            return
         was, self.power = self.power, state
-        self._set_power_bits(state)
         control = self.raw.read(cap.offset + permissions.PM_CONTROL, 2)
-        if was >= D3HOT and state == 0 and not control & _NO_SOFT_RESET:
+        forgets = was == D3HOT and not control & _NO_SOFT_RESET
+        if state == D3HOT:
+            self._before_d3hot = self.raw.save()
+        if forgets:
+            self.raw.restore(self._before_d3hot)
+            self.raw.set_bits(cap.offset + permissions.PM_CONTROL, 2, 0xFFFF, False)
+            self.raw.set_bits(cap.offset + permissions.PM_CONTROL, 2, control, True)
+        self._set_power_bits(state)
+        if forgets:
             self.reset_model()
 
     # ---- registers
@@ -181,10 +201,19 @@ class PciFunction:
 
     def send_msi(self, vector: int) -> None:
         """A message is a write to memory: it needs bus mastering."""
-        if not self.bus_master:
+        if not self.bus_master or not self.msi_enabled:
             self.counters["msi_dropped"] += 1
         elif self.irqs:
             self.irqs.msi(vector)
+
+    @property
+    def msi_enabled(self) -> bool:
+        """Whether MSI or MSI-X is on as the registers say it, which a client can write too."""
+        return any(
+            self.raw.read(cap.offset + 2, 2) & enable
+            for id, enable in ((caps.MSI, 0x0001), (caps.MSIX, 0x8000))
+            if (cap := self._capabilities.get(id))
+        )
 
     def show_msi(self, kind: int, on: bool) -> None:
         """Registers show what SET_IRQS switched on."""

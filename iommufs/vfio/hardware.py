@@ -83,12 +83,26 @@ class RawConfig:
         value = self.read(offset, size)
         self._set(self.data, offset, size, value | mask if on else value & ~mask)
 
+    def _kept_registers(self) -> list[slice]:
+        """The header and the capabilities, but for error reporting, whose bits are sticky."""
+        sticky = [cap for cap in self.owned if cap.extended and cap.id == caps.X_ERR]
+        owned = [cap for cap in self.owned if cap not in sticky]
+        return [slice(0, caps.HEADER_LENGTH)] + [
+            slice(cap.offset, cap.offset + cap.extent) for cap in owned
+        ]
+
+    def save(self) -> bytes:
+        """What restore() takes."""
+        return bytes(self.data)
+
+    def restore(self, saved: bytes) -> None:
+        """Registers as they were then; plain memory and sticky bits stay as they are."""
+        for span in self._kept_registers():
+            self.data[span] = saved[span]
+
     def reset(self) -> None:
-        """Registers of the header and the capabilities back to power-on; plain memory stays."""
-        self.data[: caps.HEADER_LENGTH] = self.power_on[: caps.HEADER_LENGTH]
-        for cap in self.owned:
-            span = slice(cap.offset, cap.offset + cap.extent)
-            self.data[span] = self.power_on[span]
+        """Registers back to power-on; plain memory and sticky bits stay."""
+        self.restore(self.power_on)
 
 
 def _pm(raw: RawConfig, at: int) -> None:

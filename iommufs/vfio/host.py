@@ -9,7 +9,6 @@ import structlog
 
 from iommufs import jobs
 from iommufs._native import ffi, lib
-from iommufs.vfio import irqs
 from iommufs.vfio.model import DmaError
 
 log = structlog.get_logger(__name__)
@@ -80,9 +79,8 @@ class FunctionHost:
         self._function.send_msi(vector)
 
     def msi_enabled(self) -> bool:
-        """True while the client has MSI or MSI-X on."""
-        on = self._function.irqs
-        return on is not None and on.kind in (irqs.MSI, irqs.MSIX)
+        """True while MSI or MSI-X is on."""
+        return self._function.msi_enabled
 
     # ---- BAR memory
 

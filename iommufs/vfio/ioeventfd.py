@@ -6,8 +6,6 @@ import contextlib
 import errno
 from typing import Any
 
-import trio
-
 from iommufs.errors import UapiError
 from iommufs.ucmd import Ucmd
 from iommufs.vfio.bars import OFFSET_SHIFT
@@ -26,17 +24,14 @@ class IoEventFd:
         self._eventfd = eventfd
         value = (data & (1 << 8 * width) - 1).to_bytes(width, "little")
 
-        async def store_on_event() -> None:
-            while True:
-                await eventfd.wait()
-                with contextlib.suppress(UapiError):  # memory decoding is off: lost, as in Linux
-                    df.regions.write(position, value)
+        def store() -> None:
+            with contextlib.suppress(UapiError):  # memory decoding is off: lost, as in Linux
+                df.regions.write(position, value)
 
-        self._stop = df.function.spawn(store_on_event)
+        self._stop = df.function.spawn(lambda: eventfd.events(store))
 
     def close(self) -> None:
         self._stop()
-        trio.lowlevel.notify_closing(self._eventfd.fd)
         self._eventfd.close()
 
 

@@ -13,8 +13,6 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-import trio
-
 from iommufs.errors import UapiError
 from iommufs.vfio.eventfd import EventFd
 
@@ -106,18 +104,11 @@ class Irqs:
             raise UapiError(errno.EBUSY, "an unmask eventfd is set already")
         self._unmask = eventfd
 
-        async def unmask_on_event() -> None:
-            while True:
-                await eventfd.wait()
-                self.unmask()
-
-        self._stop_unmask = self._spawn(unmask_on_event)
+        self._stop_unmask = self._spawn(lambda: eventfd.events(self.unmask))
 
     def remove_unmask(self) -> None:
         if self._unmask:
             self._stop_unmask()
-            # Whoever waits for it must be gone before the number can be another file's.
-            trio.lowlevel.notify_closing(self._unmask.fd)
             self._unmask.close()
         self._unmask = self._stop_unmask = None
 
