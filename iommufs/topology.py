@@ -18,7 +18,10 @@ class TopologyError(Exception):
 
 @dataclass(frozen=True)
 class Reserved:
-    """IOVAs that no device may be given, as in /sys/kernel/iommu_groups/N/reserved_regions."""
+    """IOVAs that firmware keeps from the devices, besides what the IOMMU itself does not map.
+
+    type  as in /sys/kernel/iommu_groups/N/reserved_regions
+    """
 
     start: int
     last: int

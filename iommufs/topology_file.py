@@ -2,7 +2,7 @@
 
     [iommu]
     kind = "vtd"
-    reserved = [{ start = 0xfee00000, last = 0xfeefffff, type = "msi" }]
+    reserved = [{ start = 0x1000, last = 0x1fff, type = "direct" }]   # by firmware, for all
 
     [iommufd]
     test = false                      # the ioctl of CONFIG_IOMMUFD_TEST

@@ -18,7 +18,7 @@ FLOORS = [
     ["vfio"],
     ["devices", "iommu"],
     ["tables", "dispatch"],
-    ["fuse", "pci_image", "topology", "topology_file", "machine"],
+    ["fuse", "pci_image", "topology", "topology_file", "sysfs_pci", "sysfs", "machine"],
     ["server", "fdreturn", "namespace", "launcher", "run_server", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}

@@ -10,6 +10,7 @@ Not here: config space, delivery of interrupts, translation (all behind the Host
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -237,19 +238,17 @@ class Edu(Model):
         position = inside - BUFFER_START
         if position < 0 or position + count > BUFFER_SIZE:
             # QEMU logs it and then runs over its own memory; here nothing moves.
-            self.host.report("dma_outside_buffer", address=inside, length=count)
+            self.host.report("DMA outside the buffer", address=hex(inside), length=count)
             return
         iova = outside & self._dma_mask
         if iova != outside:
-            self.host.report("dma_address_cut", address=outside, iova=iova)
+            self.host.report("DMA address cut", address=hex(outside), iova=hex(iova))
         end = position + count
         while position < end:
             # A request on the bus does not cross a page, so each page is refused on its own.
             length = min(end - position, PAGE - iova % PAGE)
-            try:
+            with contextlib.suppress(DmaError):  # which the host reports
                 await move(iova, slice(position, position + length))
-            except DmaError as error:
-                self.host.report("dma_refused", iova=error.iova, reason=error.reason)
             position += length
             iova = iova + length & U64
 

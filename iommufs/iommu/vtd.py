@@ -25,7 +25,7 @@ class Vtd(Iommu):
     name = "vtd"
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
-        return (MSI_WINDOW,)
+        return (MSI_WINDOW, *super().reserved_regions(function))
 
     def domain_alloc_paging(self, function: Physical, flags: int) -> DomainConfig:
         if flags & ~uapi.IOMMU_HWPT_ALLOC_PASID:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,8 +81,12 @@ class Iommu:
     name = ""
     dirty_tracking = False
 
+    def __init__(self, reserved: Iterable[ReservedRegion] = ()) -> None:
+        """`reserved`: ranges that the machine's firmware keeps, besides the driver's own."""
+        self._reserved = tuple(reserved)
+
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
-        return ()
+        return self._reserved
 
     def domain_alloc_paging(self, function: Physical, flags: int) -> DomainConfig:
         """A page table of its own format. flags: IOMMU_HWPT_ALLOC_…, checked for unknown ones.

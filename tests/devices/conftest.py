@@ -121,9 +121,13 @@ class FakeHost:
     def _check(self, iova, length, write):
         for page in range(iova // PAGE, (iova + length - 1) // PAGE + 1):
             if page not in self.pages:
-                raise DmaError(max(iova, page * PAGE), "unmapped")
+                raise self._refused(max(iova, page * PAGE), "unmapped")
             if write and page in self.read_only:
-                raise DmaError(max(iova, page * PAGE), "permission")
+                raise self._refused(max(iova, page * PAGE), "permission")
+
+    def _refused(self, iova, reason):
+        self.report("DMA refused", iova=hex(iova), reason=reason)
+        return DmaError(iova, reason)
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_a_refused_read_leaves_zeros_in_the_buffer_and_is_reported(host, edu):
     host.finish()
     dma(edu, 0x50000, BUFFER, 16, 1)
     host.finish()
-    assert host.reports == [("dma_refused", {"iova": 0x50000, "reason": "unmapped"})]
+    assert host.reports == [("DMA refused", {"iova": "0x50000", "reason": "unmapped"})]
     assert edu.read(0, 0x98, 4) == 0
     dma(edu, BUFFER, 0x10100, 32, 3)
     host.finish()
@@ -250,7 +250,7 @@ def test_a_refused_write_moves_no_byte_and_is_reported(host, edu):
     dma(edu, BUFFER, 0x10010, 16, 7)
     host.finish()
     assert host.memory(0x10000, PAGE) == b"x" * PAGE
-    assert host.reports == [("dma_refused", {"iova": 0x10010, "reason": "permission"})]
+    assert host.reports == [("DMA refused", {"iova": "0x10010", "reason": "permission"})]
     assert edu.read(0, 0x24, 4) == 0x100
 
 
@@ -258,7 +258,7 @@ def test_each_page_of_a_transfer_is_refused_on_its_own(host, edu):
     host.map(0x10000, bytes(range(256)) * 16)
     dma(edu, 0x10FF0, BUFFER, 32, 1)
     host.finish()
-    assert host.reports == [("dma_refused", {"iova": 0x11000, "reason": "unmapped"})]
+    assert host.reports == [("DMA refused", {"iova": "0x11000", "reason": "unmapped"})]
     dma(edu, BUFFER, 0x10000, 32, 3)
     host.finish()
     assert host.memory(0x10000, 32) == bytes(range(0xF0, 0x100)) + bytes(16)
@@ -274,7 +274,7 @@ def test_outside_the_buffer_nothing_moves_but_the_command_ends(host, edu, inside
     addresses = (0x10000, inside) if command == 5 else (inside, 0x10000)
     dma(edu, *addresses, count, command)
     host.finish()
-    assert host.reports == [("dma_outside_buffer", {"address": inside, "length": count})]
+    assert host.reports == [("DMA outside the buffer", {"address": hex(inside), "length": count})]
     assert host.memory(0x10000, PAGE) == b"x" * PAGE
     assert edu.read(0, 0x24, 4) == 0x100
 
@@ -283,7 +283,7 @@ def test_addresses_are_cut_to_28_bits(host, edu):
     host.map(0x101000)
     dma(edu, BUFFER, 0xF00000101000, 8, 3)
     host.finish()
-    assert host.reports == [("dma_address_cut", {"address": 0xF00000101000, "iova": 0x101000})]
+    assert host.reports == [("DMA address cut", {"address": "0xf00000101000", "iova": "0x101000"})]
 
 
 def test_the_mask_is_an_option(host):

@@ -1,0 +1,174 @@
+"""From a topology to living objects: IOMMU, groups, functions, VFIO devices, and the tree of files.
+
+One machine for each mount. Its background work (tasks of models, stores to mapped BARs) runs in
+run(), beside the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from iommufs import sysfs, topology_file
+from iommufs._native import ffi, lib
+from iommufs.devices import MODELS
+from iommufs.files import OpenFiles
+from iommufs.fuse.nodes import DeviceNode, Dir, place
+from iommufs.iommu.vtd import Vtd
+from iommufs.iommufd.ctx import Ctx
+from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
+from iommufs.topology import Function, Topology, TopologyError
+from iommufs.vfio import reset, watch
+from iommufs.vfio.device import DevSet, VfioDevice
+from iommufs.vfio.function import PciFunction
+from iommufs.vfio.model import Host, Model
+
+IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd}
+
+# As Linux numbers them: fixed for misc devices, the first free major for the cdevs.
+IOMMU_RDEV = (10, 258)
+CDEV_MAJOR = 251
+
+
+@dataclass(frozen=True)
+class HostFunction:
+    """A function that belongs to the machine's own drivers: no client ever reaches it."""
+
+    address: str
+    iommu: Iommu
+    group: IommuGroup
+
+
+def load(path: str | None) -> Machine:
+    """The machine in a TOML file, the default one without; TopologyError."""
+    topology = topology_file.default() if path is None else topology_file.load(Path(path))
+    return Machine(topology)
+
+
+class Machine:
+    """All objects of one mount.
+
+    root       what to serve
+    files      what is open of it
+    functions  by address
+    devices    those with a cdev, in the order of their numbers
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.files = OpenFiles()
+        self._nursery: trio.Nursery | None = None
+        self.iommu = self._make_iommu()
+        self.groups = {number: IommuGroup(number) for number in topology.groups}
+        self.functions: dict[str, PciFunction | HostFunction] = {}
+        self.devices: list[VfioDevice] = []
+        dev_sets: dict[tuple[str, ...], DevSet] = {}
+        for i, function in enumerate(topology.functions):
+            if function.cdev is None:
+                group = self.groups[function.group]
+                self.functions[function.bdf] = HostFunction(function.bdf, self.iommu, group)
+                continue
+            made = self._make_function(i, function)
+            self.functions[function.bdf] = made
+            scope = function.hot_reset
+            dev_set = dev_sets.setdefault(scope, DevSet(scope)) if scope else DevSet()
+            self.devices.append(VfioDevice(function.cdev, made, dev_set, self.files))
+        self.root = self._make_root()
+
+    def _fail(self, key: str, expected: str) -> TopologyError:
+        return TopologyError(f"{self.topology.source}: {key}: {expected}")
+
+    def _make_iommu(self) -> Iommu:
+        kind = self.topology.iommu_kind
+        if kind not in IOMMUS:
+            raise self._fail("iommu.kind", f"expected one of {', '.join(IOMMUS)}, got {kind!r}")
+        if self.topology.iommu_options:
+            raise self._fail("iommu.options", f"expected none for {kind}")
+        return IOMMUS[kind](
+            ReservedRegion(r.start, r.last, RegionType[r.type.upper().replace("-", "_")])
+            for r in self.topology.reserved
+        )
+
+    def _make_function(self, i: int, function: Function) -> PciFunction:
+        try:
+            model = MODELS[function.model]
+        except KeyError:
+            there = ", ".join(sorted(MODELS))
+            raise self._fail(
+                f"function[{i}].model", f"expected one of {there}, got {function.model!r}"
+            ) from None
+        options = dict(function.options)
+        if function.model == "inert":
+            options["description"] = function.description()
+
+        def make_model(host: Host) -> Model:
+            return model(host, options)
+
+        try:
+            return PciFunction(
+                function.bdf,
+                make_model,
+                spawn=self.spawn,
+                can_reset=reset.works_alone(function.reset_methods, function.hot_reset),
+                iommu=self.iommu,
+                group=self.groups[function.group],
+                config=function.image.data if function.image is not None else b"",
+            )
+        except ValueError as error:
+            raise self._fail(f"function[{i}] ({function.model})", str(error)) from None
+
+    def _make_root(self) -> Dir:
+        root = Dir()
+        place(root, "dev/iommu", DeviceNode(0o660, IOMMU_RDEV, self._open_iommufd))
+        place(root, "dev/vfio/devices", Dir())
+        for device in self.devices:
+            place(
+                root,
+                f"dev/vfio/devices/vfio{device.index}",
+                DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd),
+            )
+        root.entries["sys"] = sysfs.build(self, IOMMU_RDEV, CDEV_MAJOR)
+        return root
+
+    def _open_iommufd(self, flags: int) -> Ctx:
+        return Ctx(test_ops=self.topology.test)
+
+    # -- background work --------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled; the models' tasks end with it."""
+        async with trio.open_nursery() as self._nursery:
+            await watch.pump()
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """Run an async function in the background; what is returned cancels it."""
+        assert self._nursery is not None, "the machine runs while clients are served"
+        scope = trio.CancelScope()
+        self._nursery.start_soon(_run_in, scope, task)
+        return scope.cancel
+
+    # -- what lives -------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Everything that clients make and that must go with them, and counters of each device."""
+        native = ffi.new("struct iofs_stats *")
+        lib.iofs_statistics(native)
+        fields = [name for name, _ in ffi.typeof("struct iofs_stats").fields]
+        return {
+            "native": {name: getattr(native, name) for name in fields},
+            "files": len(self.files),
+            "bound": [f"vfio{device.index}" for device in self.devices if device.bound],
+            "owned_groups": [number for number, group in self.groups.items() if group.owned],
+            "functions": {
+                device.function.address: dict(device.function.counters) for device in self.devices
+            },
+        }
+
+
+async def _run_in(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await task()
