@@ -244,7 +244,7 @@ class FunctionDir:
         for number, size in self._sizes.items():
             lines[number] = _bar_resource(addresses[number], size)
         if self._function.rom:
-            flags = RESOURCE_MEM | RESOURCE_READONLY | RESOURCE_SIZEALIGN
+            flags = RESOURCE_MEM | RESOURCE_PREFETCH | RESOURCE_READONLY | RESOURCE_SIZEALIGN
             start = image.rom_address
             lines[ROM_LINE] = (start, start + self._function.rom - 1, flags)
         if EXT_CAP_SRIOV in image.extended_capabilities:

@@ -1,0 +1,157 @@
+"""Our /sys and /dev trees against those of the reference guest, entry by entry.
+
+data/sysfs.txt has a line for each entry there: type, mode, path, then size, link target or content.
+"""
+
+import ast
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from iommufs import machine
+from iommufs.errors import UapiError
+from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, TextFile, lookup, walk
+
+FACTS = Path(__file__).parent / "data" / "sysfs.txt"
+
+# What is there and not here, and why.
+LEFT_OUT = {
+    r"/firmware_node$": "ACPI's view of the devices",
+    r"/pci_bus($|/)": "the buses as devices",
+    r"/msi_irqs($|/)|:pcie0\d\d($|/)|/virtio\d($|/)|/PNP0B00:00($|/)|/rtc($|/)": "what the guest's "
+    "own drivers make below their devices",
+    r"^/sys/bus/pci/drivers/(8250_\w+|exar_serial|mei_me|pci-stub|serial)$": "drivers without a device",
+    r"/power/runtime_(active|suspended)_time$": "clocks",
+    r"^/sys/devices/virtual/iommu/dmar0/intel-iommu($|/)": "registers of the IOMMU unit",
+    r"iommufd_selftest_iommu": "the mock IOMMU of CONFIG_IOMMUFD_TEST",
+    r"^/sys/class/vfio($|/)|^/sys/dev/char/252:|^/dev/vfio/\d+$": "legacy groups",
+    r"^/dev/vfio/vfio$|virtual/misc/vfio($|/)|^/sys/dev/char/10:196$": "the legacy container",
+}
+# Content that is the guest's own.
+ANOTHER_MACHINE = re.compile(r"/local_cpu(s|list)$")
+
+
+def facts():
+    pattern = re.compile(r"(\w) (\d+) (\S+)(?: size=(\d+))?(?: (.*))?")
+    for line in FACTS.read_text().splitlines():
+        kind, mode, path, size, rest = pattern.fullmatch(line).groups()
+        yield kind, int(mode, 8), path, int(size or 4096), rest or ""
+
+
+def reason_to_leave_out(path):
+    for pattern, reason in LEFT_OUT.items():
+        if re.search(pattern, path):
+            return reason
+    return None
+
+
+EXPECTED = {fact[2]: fact for fact in facts() if not reason_to_leave_out(fact[2])}
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return {f"/{path}": node for path, node in walk(machine.load(None).root)}
+
+
+def show(node):
+    """A node as a fact tells it, without what the fact leaves out."""
+    match node:
+        case Dir():
+            return "d", node.mode, ""
+        case Link():
+            return "l", 0o777, f"-> {node.target}"
+        case DeviceNode():
+            return "c", node.mode, "{}:{}".format(*node.rdev)
+        case BinaryFile():
+            return "f", node.mode, "(binary)"
+        case TextFile(read=None):
+            return "f", node.mode, "(write only)"
+        case TextFile():
+            try:
+                return "f", node.mode, repr(node.read().decode())
+            except UapiError as error:
+                assert error.errno == errno.EIO
+                return "f", node.mode, "read: Input/output error"
+
+
+@pytest.mark.parametrize("path", EXPECTED)
+def test_entry_is_as_in_the_reference_guest(tree, path):
+    kind, mode, _, size, rest = EXPECTED[path]
+    assert path in tree
+    node = tree[path]
+    if ANOTHER_MACHINE.search(path):
+        rest = show(node)[2]
+    assert show(node) == (kind, mode, rest)
+    if kind == "f":
+        assert node.size == size
+
+
+def test_nothing_is_there_that_the_reference_guest_lacks(tree):
+    known = {fact[2] for fact in facts()}
+    # The facts list a directory in full if they list anything in it, and it is a fact itself.
+    listed = {path.rpartition("/")[0] for path in known} & known
+    assert len(listed) > 100
+    unknown = {path for path in tree if path.rpartition("/")[0] in listed} - known
+    assert sorted(unknown) == []
+
+
+@pytest.mark.parametrize("pattern", LEFT_OUT)
+def test_what_is_left_out_is_there_in_the_reference_guest(pattern):
+    assert any(re.search(pattern, fact[2]) for fact in facts())
+
+
+def test_every_link_inside_the_tree_leads_somewhere(tree):
+    for path, node in tree.items():
+        if isinstance(node, Link):
+            target = Path(path).parent.joinpath(node.target)
+            resolved = "/" + "/".join(_without_dots(target.parts[1:]))
+            if not resolved.startswith(("/sys/bus/pci_express", "/sys/class/misc")):
+                assert resolved in tree, f"{path} -> {node.target}"
+
+
+def _without_dots(parts):
+    stack = []
+    for part in parts:
+        if part == "..":
+            stack.pop()
+        else:
+            stack.append(part)
+    return stack
+
+
+def test_config_is_the_live_config_space():
+    made = machine.load(None)
+    node = lookup(made.root, "sys/devices/pci0000:00/0000:00:06.0/config")
+    assert node.read(0, 4096)[:4] == bytes.fromhex("3412e811")
+    assert len(node.read(0, 4096)) == 256
+    assert node.read(254, 8) == bytes(2)
+    assert node.read(256, 8) == b""
+    made.functions["0000:00:06.0"].raw.write(4, 2, 0x0107)
+    assert node.read(4, 2) == b"\x07\x01"
+
+
+def test_attributes_follow_a_client():
+    made = machine.load(None)
+    nvme = made.devices[1]
+    path = "sys/devices/pci0000:00/0000:00:02.0/0000:01:00.0"
+
+    def read(name):
+        return lookup(made.root, f"{path}/{name}").read()
+
+    before = [read(name) for name in ("enable", "power_state", "power/runtime_status")]
+    assert before == [b"0\n", b"D3hot\n", b"suspended\n"]
+    nvme.bound = object()
+    after = [read(name) for name in ("enable", "power_state", "power/runtime_status")]
+    assert after == [b"1\n", b"D0\n", b"active\n"]
+
+
+def test_what_can_be_written_says_that_it_cannot(tree):
+    for path, node in tree.items():
+        if isinstance(node, TextFile) and node.mode & 0o222:
+            with pytest.raises(UapiError) as caught:
+                node.write(b"1\n")
+            assert caught.value.errno == errno.EPERM, path
+        if isinstance(node, TextFile) and not node.mode & 0o222:
+            assert node.write is None, path
