@@ -1,0 +1,31 @@
+/* The core's memory, with a countdown to a failure that tests ask for (see alloc.h). */
+#include "alloc.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Atomic uint64_t countdown;
+
+static int fails_now(void) {
+  uint64_t left = atomic_load_explicit(&countdown, memory_order_relaxed);
+  while (left)
+    if (atomic_compare_exchange_weak(&countdown, &left, left - 1))
+      return left == 1;
+  return 0;
+}
+
+void *alloc_zeroed(size_t size) { return fails_now() ? NULL : calloc(1, size); }
+
+void *alloc_array(size_t n, size_t size) { return fails_now() ? NULL : calloc(n, size); }
+
+void *alloc_aligned(size_t size, size_t align) {
+  void *memory;
+  if (fails_now() || posix_memalign(&memory, align, size))
+    return NULL;
+  return memset(memory, 0, size);
+}
+
+void alloc_free(void *memory) { free(memory); }
+
+uint64_t alloc_fail_nth(uint64_t n) { return atomic_exchange(&countdown, n); }

@@ -1,0 +1,78 @@
+/* Runs of client memory to be copied (see copy.h). */
+#include "copy.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "guard.h"
+
+void copy_list_init(struct copy_list *list) {
+  list->n = 0;
+  list->capacity = sizeof list->few / sizeof *list->few;
+  list->runs = list->few;
+}
+
+void copy_list_free(struct copy_list *list) {
+  for (size_t i = 0; i < list->n; i++)
+    if (list->runs[i].window)
+      window_put(list->runs[i].window);
+    else
+      iofs_mm_put(list->runs[i].mm);
+  if (list->runs != list->few)
+    alloc_free(list->runs);
+}
+
+static int grow(struct copy_list *list) {
+  struct copy_run *more = alloc_array(list->capacity * 2, sizeof *more);
+  if (!more)
+    return -ENOMEM;
+  memcpy(more, list->runs, list->n * sizeof *more);
+  if (list->runs != list->few)
+    alloc_free(list->runs);
+  list->runs = more;
+  list->capacity *= 2;
+  return 0;
+}
+
+static int continues(const struct copy_run *last, const struct copy_run *run) {
+  if (last->window != run->window)
+    return 0;
+  return run->window ? last->memory + last->length == run->memory
+                     : last->mm == run->mm && last->address + last->length == run->address;
+}
+
+int copy_list_add(struct copy_list *list, const struct copy_run *run) {
+  if (list->n && continues(&list->runs[list->n - 1], run)) {
+    list->runs[list->n - 1].length += run->length;
+    return 0;
+  }
+  if (list->n == list->capacity && grow(list))
+    return -ENOMEM;
+  if (run->window)
+    window_get(run->window);
+  else
+    iofs_mm_get(run->mm);
+  list->runs[list->n++] = *run;
+  return 0;
+}
+
+static int move_run(const struct copy_run *run, unsigned char *buf, int write) {
+  if (!run->window)
+    return write ? mm_write(run->mm, run->address, buf, run->length)
+                 : mm_read(run->mm, run->address, buf, run->length);
+  if (!write)
+    return guard_copy(buf, run->memory, run->length);
+  return run->window->writable ? guard_copy(run->memory, buf, run->length) : -EFAULT;
+}
+
+int copy_list_move(const struct copy_list *list, void *buf, int write, uint64_t *done) {
+  *done = 0;
+  for (size_t i = 0; i < list->n; i++) {
+    int err = move_run(&list->runs[i], (unsigned char *)buf + *done, write);
+    if (err)
+      return err;
+    *done += list->runs[i].length;
+  }
+  return 0;
+}

@@ -1,0 +1,98 @@
+/*
+ * The I/O address space, shared by the iopt_*.c, domain.c and access.c.
+ *
+ *   areas     IOVA ranges in use, never overlapping, each showing a run of bytes of a pages object
+ *   reserved  IOVA ranges that must stay free, each with an owner; may overlap
+ *   allowed   IOVA ranges to choose from, and to keep free of reservations; none: everything
+ *   domains   page tables that hold every area; accesses reach the areas without one
+ *
+ * All of it is under iopt->lock. Order of locks: iopt, then domain, then pages.
+ */
+#ifndef IOFS_IOPT_H
+#define IOFS_IOPT_H
+
+#include <pthread.h>
+
+#include "iommufs.h"
+#include "itree.h"
+#include "pages.h"
+
+struct area {
+  struct itree_node node;
+  struct pages *pages;
+  uint64_t start_byte; /* in pages, of node.start */
+  uint32_t prot : 2;           /* enum iofs_prot */
+  uint32_t filled : 1;         /* it is in the domains, its pages are pinned for that */
+  uint32_t prevent_access : 1; /* being unmapped: no new pins */
+  uint32_t n_locks : 28;       /* pins of internal accesses, which forbid to unmap it */
+  uint32_t n_accesses;         /* pins of all accesses */
+};
+
+struct iofs_iopt {
+  pthread_mutex_t lock;
+  struct itree areas, reserved, allowed;
+  size_t n_areas;
+  uint64_t alignment;
+  int no_huge_pages;
+  struct iofs_domain **domains; /* the first one gives storage, see IOMMU_IOAS_… of the kernel */
+  size_t n_domains;
+  struct iofs_access *accesses; /* a list */
+  uint64_t waiting_area;        /* start of the area whose accesses were told last */
+  unsigned n_tries;             /* how often they were */
+};
+
+struct iofs_piece_list {
+  size_t n;
+  struct piece {
+    struct pages *pages;
+    uint64_t start_byte, length;
+  } pieces[];
+};
+
+static inline struct area *area_of(struct itree_node *node) {
+  return node ? ITREE_OF(node, struct area, node) : NULL;
+}
+
+static inline uint64_t area_length(const struct area *area) {
+  return area->node.last - area->node.start + 1;
+}
+
+static inline uint64_t area_byte(const struct area *area, uint64_t iova) {
+  return area->start_byte + (iova - area->node.start);
+}
+
+static inline uint64_t area_first_index(const struct area *area) {
+  return area->start_byte >> PAGE_LG2;
+}
+
+static inline uint64_t area_last_index(const struct area *area) {
+  return area_byte(area, area->node.last) >> PAGE_LG2;
+}
+
+/* iopt_alloc.c: choose an IOVA for a source that begins at `address`, as iopt_alloc_iova() of the
+ * kernel does: EOVERFLOW, EINVAL, ENOSPC. */
+int iopt_choose_iova(const struct iofs_iopt *iopt, uint64_t address, uint64_t length,
+                     uint64_t *iova);
+
+/* iopt_reserve.c. The owner's ranges go with iopt_unreserve(). */
+int iopt_reserve(struct iofs_iopt *iopt, uint64_t start, uint64_t last, iofs_owner owner);
+void iopt_unreserve(struct iofs_iopt *iopt, iofs_owner owner);
+void iopt_free_ranges(struct itree *tree);
+
+/* iopt.c: whether all areas agree with an alignment (EADDRINUSE), and the one that now holds. */
+int iopt_check_alignment(const struct iofs_iopt *iopt, uint64_t alignment);
+void iopt_update_alignment(struct iofs_iopt *iopt);
+
+/* domain.c: put an area into all domains, or take it out. EFAULT, ENOMEM, EINVAL. */
+int iopt_fill_area(struct iofs_iopt *iopt, struct area *area);
+void iopt_unfill_area(struct iofs_iopt *iopt, struct area *area);
+uint64_t domain_alignment(const struct iofs_domain *domain);
+
+/* access.c */
+uint64_t access_alignment(const struct iofs_access *access);
+const struct iofs_access *access_next(const struct iofs_access *access);
+
+/* iopt_unmap.c: the area leaves the iopt and the domains and is freed. */
+void iopt_remove_area(struct iofs_iopt *iopt, struct area *area);
+
+#endif

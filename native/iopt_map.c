@@ -1,0 +1,190 @@
+/* Mapping and copying: areas come into being, all pieces of a call or none. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "iopt.h"
+#include "stats.h"
+
+/* Where a map or a copy goes. */
+struct target {
+  uint64_t address; /* of the first byte in its source: what an automatic IOVA is aligned to */
+  uint64_t length;
+  uint32_t prot;
+  int fixed;
+};
+
+/* iopt_alloc_area_pages(): rules 7 to 9 of a map. *iova is in and out. */
+static int place(const struct iofs_iopt *iopt, const struct target *target, uint64_t *iova) {
+  uint64_t mask = iopt->alignment - 1, last;
+  if (target->length & mask)
+    return -EINVAL;
+  if (!target->fixed)
+    return iopt_choose_iova(iopt, target->address, target->length, iova);
+  if (*iova & mask)
+    return -EINVAL;
+  if (__builtin_add_overflow(*iova, target->length - 1, &last))
+    return -EOVERFLOW;
+  if (itree_find(&iopt->reserved, *iova, last))
+    return -EINVAL;
+  return itree_find(&iopt->areas, *iova, last) ? -EEXIST : 0;
+}
+
+/* iopt_insert_area() */
+static int insert(struct iofs_iopt *iopt, const struct piece *piece, uint64_t iova, uint32_t prot) {
+  struct area *area;
+  if (prot & IOFS_WRITE && !piece->pages->writable)
+    return -EPERM;
+  if (piece->start_byte % PAGE_SIZE & (iopt->alignment - 1))
+    return -EINVAL;
+  if (!(area = alloc_zeroed(sizeof *area)))
+    return -ENOMEM;
+  area->node.start = iova;
+  area->node.last = iova + piece->length - 1;
+  area->pages = piece->pages;
+  area->start_byte = piece->start_byte;
+  area->prot = prot & (IOFS_READ | IOFS_WRITE);
+  pages_get(area->pages);
+  itree_insert(&iopt->areas, &area->node);
+  iopt->n_areas++;
+  stats.areas++;
+  return 0;
+}
+
+/* The areas at [iova, iova + length), which pieces of one call made, leave again. */
+static void remove_pieces(struct iofs_iopt *iopt, uint64_t iova, uint64_t length) {
+  struct itree_node *node;
+  while (length && (node = itree_find(&iopt->areas, iova, iova + length - 1)))
+    iopt_remove_area(iopt, area_of(node));
+}
+
+/* All areas are there before the first is filled, as iopt_map_pages() has it. */
+static int insert_pieces(struct iofs_iopt *iopt, const struct piece *pieces, size_t n,
+                         const struct target *target, uint64_t iova) {
+  uint64_t done = 0;
+  int err = 0;
+  for (size_t i = 0; i < n && !err; i++) {
+    err = insert(iopt, &pieces[i], iova + done, target->prot);
+    if (!err)
+      done += pieces[i].length;
+  }
+  struct itree_node *node = err ? NULL : itree_find(&iopt->areas, iova, iova + done - 1);
+  for (; node && !err; node = itree_find_next(node, iova, iova + done - 1))
+    err = iopt_fill_area(iopt, area_of(node));
+  if (err)
+    remove_pieces(iopt, iova, done);
+  return err;
+}
+
+static int map(struct iofs_iopt *iopt, const struct piece *pieces, size_t n,
+               const struct target *target, uint64_t *iova) {
+  uint64_t at = *iova;
+  pthread_mutex_lock(&iopt->lock);
+  int err = place(iopt, target, &at);
+  if (!err)
+    err = insert_pieces(iopt, pieces, n, target, at);
+  pthread_mutex_unlock(&iopt->lock);
+  if (!err)
+    *iova = at;
+  return err;
+}
+
+static int map_new_pages(struct iofs_iopt *iopt, struct pages *pages, uint64_t address,
+                         uint64_t length, uint32_t prot, int fixed, uint64_t *iova) {
+  struct piece piece = {pages, address % PAGE_SIZE, length};
+  struct target target = {address, length, prot, fixed};
+  int err = map(iopt, &piece, 1, &target, iova);
+  pages_put(pages); /* the area has its own */
+  return err;
+}
+
+int iofs_iopt_map_user(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct iofs_charge *charge,
+                       uint64_t user_va, uint64_t length, uint32_t prot, int fixed,
+                       uint64_t *iova) {
+  struct pages *pages;
+  uint64_t end;
+  if (__builtin_add_overflow(user_va, length, &end))
+    return -EOVERFLOW;
+  if (!length || length > UINT64_MAX - PAGE_SIZE)
+    return -EINVAL;
+  int err = pages_new_user(mm, charge, user_va, length, !!(prot & IOFS_WRITE), &pages);
+  return err ? err : map_new_pages(iopt, pages, user_va, length, prot, fixed, iova);
+}
+
+int iofs_iopt_map_file(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct iofs_charge *charge,
+                       int fd, uint64_t start, uint64_t length, uint32_t prot, int fixed,
+                       uint64_t *iova) {
+  struct pages *pages;
+  uint64_t last;
+  if (!length)
+    return -EINVAL;
+  if (__builtin_add_overflow(start, length - 1, &last))
+    return -EOVERFLOW;
+  if (fcntl(fd, F_GETFD) < 0)
+    return -EBADF;
+  int err = pages_new_file(mm, charge, fd, start, length, !!(prot & IOFS_WRITE), &pages);
+  return err ? err : map_new_pages(iopt, pages, start, length, prot, fixed, iova);
+}
+
+/* ---- copy ------------------------------------------------------------------------------------ */
+
+/* How many areas cover [iova, last] without a hole; 0: they do not. */
+static size_t count_contiguous(const struct iofs_iopt *iopt, uint64_t iova, uint64_t last) {
+  struct itree_node *node = itree_find(&iopt->areas, iova, iova);
+  size_t n = 1;
+  for (; node && node->last < last; n++) {
+    struct itree_node *next = itree_next(node);
+    node = next && next->start - 1 == node->last ? next : NULL;
+  }
+  return node ? n : 0;
+}
+
+/* Under the lock of the iopt. */
+static int get_pieces(const struct iofs_iopt *iopt, uint64_t iova, uint64_t last,
+                      struct iofs_piece_list **out) {
+  size_t n = count_contiguous(iopt, iova, last);
+  struct iofs_piece_list *list;
+  if (!n)
+    return -ENOENT;
+  if (!(list = alloc_zeroed(sizeof *list + n * sizeof *list->pieces)))
+    return -ENOMEM;
+  struct area *area = area_of(itree_find(&iopt->areas, iova, iova));
+  for (list->n = 0; list->n < n; area = area_of(itree_next(&area->node))) {
+    uint64_t end = area->node.last < last ? area->node.last : last;
+    list->pieces[list->n++] = (struct piece){area->pages, area_byte(area, iova), end - iova + 1};
+    pages_get(area->pages);
+    iova = end + 1;
+  }
+  *out = list;
+  return 0;
+}
+
+int iofs_iopt_get_pieces(struct iofs_iopt *iopt, uint64_t iova, uint64_t length,
+                         struct iofs_piece_list **out) {
+  uint64_t last;
+  if (!length)
+    return -EINVAL;
+  if (__builtin_add_overflow(iova, length - 1, &last))
+    return -EOVERFLOW;
+  pthread_mutex_lock(&iopt->lock);
+  int err = get_pieces(iopt, iova, last, out);
+  pthread_mutex_unlock(&iopt->lock);
+  return err;
+}
+
+int iofs_iopt_map_pieces(struct iofs_iopt *iopt, const struct iofs_piece_list *list, uint32_t prot,
+                         int fixed, uint64_t *iova) {
+  const struct piece *first = list->pieces;
+  struct target target = {first->pages->base + first->start_byte, 0, prot, fixed};
+  for (size_t i = 0; i < list->n; i++)
+    target.length += list->pieces[i].length;
+  return map(iopt, list->pieces, list->n, &target, iova);
+}
+
+void iofs_piece_list_free(struct iofs_piece_list *list) {
+  for (size_t i = 0; i < list->n; i++)
+    pages_put(list->pieces[i].pages);
+  alloc_free(list);
+}

@@ -1,0 +1,116 @@
+/* Unmapping, and the cut that only VFIO type1 version 1 makes. */
+#include <errno.h>
+
+#include "alloc.h"
+#include "iopt.h"
+#include "stats.h"
+
+/* After so many rounds without the pins of an area going away, whoever holds them is stuck. */
+#define MAX_TRIES 100
+
+void iopt_remove_area(struct iofs_iopt *iopt, struct area *area) {
+  iopt_unfill_area(iopt, area);
+  itree_erase(&iopt->areas, &area->node);
+  pages_put(area->pages);
+  alloc_free(area);
+  iopt->n_areas--;
+  stats.areas--;
+}
+
+/* Tell the accesses of an area that it is to go; 1, or -EDEADLK. */
+static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *out) {
+  if (!area->prevent_access || iopt->waiting_area != area->node.start) {
+    iopt->waiting_area = area->node.start;
+    iopt->n_tries = 0;
+  }
+  area->prevent_access = 1;
+  if (iopt->n_tries++ >= MAX_TRIES)
+    return -EDEADLK;
+  *out = (struct iofs_range){area->node.start, area->node.last};
+  return 1;
+}
+
+/* iopt_unmap_iova_range() */
+static int unmap(struct iofs_iopt *iopt, uint64_t start, uint64_t last, uint64_t *unmapped,
+                 struct iofs_range *out) {
+  struct area *area;
+  while ((area = area_of(itree_find(&iopt->areas, start, last)))) {
+    if (area->n_locks)
+      return -EBUSY;
+    if (area->node.start < start || area->node.last > last)
+      return -ENOENT;
+    if (area->n_accesses)
+      return notify(iopt, area, out);
+    *unmapped += area_length(area);
+    start = area->node.last;
+    iopt_remove_area(iopt, area);
+    if (start++ == last)
+      break;
+  }
+  return 0;
+}
+
+int iofs_iopt_unmap(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint64_t *unmapped,
+                    struct iofs_range *out) {
+  uint64_t last;
+  if (!length)
+    return -EINVAL;
+  if (__builtin_add_overflow(iova, length - 1, &last))
+    return -EOVERFLOW;
+  pthread_mutex_lock(&iopt->lock);
+  int err = unmap(iopt, iova, last, unmapped, out);
+  pthread_mutex_unlock(&iopt->lock);
+  return err || *unmapped ? err : -ENOENT;
+}
+
+int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_range *out) {
+  pthread_mutex_lock(&iopt->lock);
+  int err = unmap(iopt, 0, UINT64_MAX, unmapped, out);
+  pthread_mutex_unlock(&iopt->lock);
+  return err;
+}
+
+/* iopt_area_split(), with its order of checks. */
+static int check_cut(const struct iofs_iopt *iopt, const struct area *area, uint64_t new_start) {
+  if (area->prevent_access)
+    return -EBUSY;
+  if ((new_start | area_byte(area, new_start)) & (iopt->alignment - 1))
+    return -EINVAL;
+  if (area->n_accesses)
+    return -EINVAL;
+  return iopt->n_domains && !iopt->no_huge_pages ? -EINVAL : 0;
+}
+
+static int cut(struct iofs_iopt *iopt, struct area *left, uint64_t new_start) {
+  struct area *right;
+  int err = check_cut(iopt, left, new_start);
+  if (err)
+    return err;
+  if (!(right = alloc_zeroed(sizeof *right)))
+    return -ENOMEM;
+  if (left->filled && (err = pages_divide(left->pages, area_byte(left, new_start) >> PAGE_LG2))) {
+    alloc_free(right);
+    return err;
+  }
+  *right = *left; /* what the domains hold stays as it is: there are only small leaves */
+  right->start_byte = area_byte(left, new_start);
+  right->node.start = new_start;
+  itree_set_last(&left->node, new_start - 1);
+  itree_insert(&iopt->areas, &right->node);
+  pages_get(right->pages);
+  if (right->filled)
+    pages_place(right->pages, 0, 0); /* placed already by the left one: cannot fail */
+  iopt->n_areas++;
+  stats.areas++;
+  return 0;
+}
+
+int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova) {
+  int err = 0;
+  pthread_mutex_lock(&iopt->lock);
+  struct area *area = area_of(itree_find(&iopt->areas, iova, iova));
+  if (area && iova != area->node.start && iova != area->node.last)
+    err = cut(iopt, area, iova + 1);
+  pthread_mutex_unlock(&iopt->lock);
+  return err;
+}

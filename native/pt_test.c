@@ -1,0 +1,144 @@
+/* Page tables against a naive array of pages. */
+#include "pt.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "iommufs.h"
+#include "stats.h"
+#include "test.h"
+
+#define K4 (1ull << 12)
+#define M2 (1ull << 21)
+#define G1 (1ull << 30)
+#define ALL (K4 | M2 | G1)
+#define LAST48 ((1ull << 48) - 1)
+
+static uint64_t seed;
+
+static void test_leaves_are_as_large_as_alignment_allows(void) {
+  struct pt pt;
+  struct pt_leaf leaf;
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  CHECK_EQ(pt.n_levels, 4);
+  CHECK_EQ(pt_map(&pt, G1 - K4, 7 * G1 - K4, K4 + G1 + M2 + K4, IOFS_READ, ALL), 0);
+  CHECK(pt_find(&pt, G1 - K4, &leaf) && leaf.length == K4 && leaf.phys == 7 * G1 - K4);
+  CHECK(pt_find(&pt, G1 + 5, &leaf) && leaf.length == G1 - 5 && leaf.phys == 7 * G1 + 5);
+  CHECK(pt_find(&pt, 2 * G1, &leaf) && leaf.length == M2);
+  CHECK(pt_find(&pt, 2 * G1 + M2, &leaf) && leaf.length == K4 && leaf.prot == IOFS_READ);
+  CHECK(!pt_find(&pt, 2 * G1 + M2 + K4, &leaf));
+  CHECK(!pt_find(&pt, G1 - K4 - 1, &leaf));
+  /* root, one table of 1 GiB, two of 2 MiB, two of 4 KiB */
+  CHECK_EQ(pt.n_bytes, 6 * 4096);
+  pt_unmap(&pt, G1 - K4, K4 + G1 + M2 + K4);
+  CHECK_EQ(pt.n_bytes, 4096);
+  pt_destroy(&pt);
+  CHECK_EQ(stats.table_bytes, 0);
+}
+
+static void test_incongruent_addresses_use_small_leaves(void) {
+  struct pt pt;
+  struct pt_leaf leaf;
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  CHECK_EQ(pt_map(&pt, G1, 8 * G1 + M2, G1, IOFS_WRITE, ALL), 0);
+  CHECK(pt_find(&pt, G1, &leaf) && leaf.length == M2 && leaf.phys == 8 * G1 + M2);
+  pt_unmap(&pt, G1, G1);
+  CHECK_EQ(pt_map(&pt, G1, 8 * G1 + K4, M2, IOFS_WRITE, ALL), 0);
+  CHECK(pt_find(&pt, G1, &leaf) && leaf.length == K4);
+  pt_unmap(&pt, G1, M2);
+  CHECK_EQ(pt_map(&pt, G1, 8 * G1, G1, IOFS_WRITE, K4), 0); /* large leaves forbidden */
+  CHECK(pt_find(&pt, G1, &leaf) && leaf.length == K4);
+  pt_destroy(&pt);
+}
+
+static void test_widths(void) {
+  struct pt pt;
+  struct pt_leaf leaf;
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, (1ull << 39) - 1), 0);
+  CHECK_EQ(pt.n_levels, 3);
+  pt_destroy(&pt);
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, UINT64_MAX), 0);
+  CHECK_EQ(pt.n_levels, 6);
+  CHECK_EQ(pt_map(&pt, -K4, G1, K4, IOFS_READ | IOFS_WRITE, ALL), 0);
+  CHECK(pt_find(&pt, UINT64_MAX, &leaf) && leaf.phys == G1 + K4 - 1 && leaf.length == 1);
+  pt_unmap(&pt, -K4, K4);
+  pt_destroy(&pt);
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, 0xfffff), 0); /* one level: no larger leaves than pages */
+  CHECK_EQ(pt.sizes, K4);
+  pt_destroy(&pt);
+  CHECK_EQ(pt_init(&pt, &pt_vtd, K4 | 1 << 20, LAST48), -EINVAL);
+  CHECK_EQ(pt_init(&pt, &pt_vtd, 0, LAST48), -EINVAL);
+}
+
+static void test_a_map_without_memory_leaves_nothing(void) {
+  struct pt pt;
+  struct pt_leaf leaf;
+  int n = 0, err;
+  do {
+    alloc_fail_nth(0);
+    CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+    alloc_fail_nth((uint64_t)++n);
+    err = pt_map(&pt, G1 - K4, 8 * G1 - K4, G1 + M2 + 2 * K4, IOFS_READ, K4 | M2);
+    if (err) {
+      CHECK_EQ(err, -ENOMEM);
+      CHECK_EQ(pt.n_bytes, 4096);
+      CHECK(!pt_find(&pt, G1 - K4, &leaf));
+    }
+    pt_destroy(&pt);
+    CHECK_EQ(stats.table_bytes, 0);
+  } while (err);
+  CHECK(alloc_fail_nth(0));
+  CHECK_EQ(n, 1 + 6); /* two tables of level 2 … 6 tables beside the root */
+}
+
+enum { N_PAGES = 4096 }; /* eight 2 MiB regions */
+
+static void test_random_maps(void) {
+  static uint64_t phys_of[N_PAGES]; /* 0: not mapped */
+  static unsigned run_of[N_PAGES];  /* pages of the mapping that begins here */
+  struct pt pt;
+  struct pt_leaf leaf;
+  uint64_t base = 5 * G1;
+  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  for (int step = 0; step < 3000; step++) {
+    unsigned at = (unsigned)(test_random(&seed) % N_PAGES), n = 0;
+    if (run_of[at]) {
+      pt_unmap(&pt, base + at * K4, run_of[at] * K4);
+      memset(phys_of + at, 0, run_of[at] * sizeof *phys_of);
+      run_of[at] = 0;
+    } else {
+      unsigned want = (unsigned)(test_random(&seed) % 1200) + 1;
+      while (n < want && at + n < N_PAGES && !phys_of[at + n])
+        n++;
+      if (!n)
+        continue;
+      uint64_t phys = (test_random(&seed) % 64 + 1) * G1 +
+                      (test_random(&seed) % 2 ? at * K4 : test_random(&seed) % 512 * K4);
+      CHECK_EQ(pt_map(&pt, base + at * K4, phys, n * K4, IOFS_READ, ALL), 0);
+      run_of[at] = n;
+      for (unsigned i = 0; i < n; i++)
+        phys_of[at + i] = phys + i * K4;
+    }
+    for (unsigned i = 0; i < N_PAGES; i += 1 + step % 7) {
+      int found = pt_find(&pt, base + i * K4 + 17, &leaf);
+      CHECK_EQ(found, phys_of[i] != 0);
+      CHECK(!found || leaf.phys == phys_of[i] + 17);
+    }
+  }
+  for (unsigned i = 0; i < N_PAGES; i++)
+    if (run_of[i])
+      pt_unmap(&pt, base + i * K4, run_of[i] * K4);
+  CHECK_EQ(pt.n_bytes, 4096);
+  pt_destroy(&pt);
+}
+
+int main(int argc, char **argv) {
+  seed = test_seed(argc, argv);
+  RUN(test_leaves_are_as_large_as_alignment_allows);
+  RUN(test_incongruent_addresses_use_small_leaves);
+  RUN(test_widths);
+  RUN(test_a_map_without_memory_leaves_nothing);
+  RUN(test_random_maps);
+  return 0;
+}
