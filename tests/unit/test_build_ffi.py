@@ -41,11 +41,6 @@ def test_cdef_of_header(build_ffi, header, cdef):
     assert squeezed(build_ffi.cdef_of_header(header)) == cdef
 
 
-def test_functions_of_a_cdef(build_ffi):
-    cdef = "struct s { int a; };\nint f(struct s *s,\n      int b);\nstruct s *g(void);\n"
-    assert build_ffi.functions_of(cdef) == ["f", "g"]
-
-
 def test_only_two_symbols_are_exported():
     """fuse_session_mount, so that pyfuse3 binds to it, and what Python loads."""
     table = subprocess.run(
