@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 from typing import Any
 
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
-from iommufs.errors import UapiError
+from iommufs.errors import UapiError, check
 
 
 class OpenFiles:
@@ -52,15 +51,10 @@ class OpenFiles:
         return left
 
     def resolve(self, caller: Caller, fd: int) -> Any | None:
-        """The open file of ours that a client's descriptor names; None: not ours; EBADF."""
-        duplicate = caller.get_fd(fd)
-        try:
-            return self.identify(duplicate)
-        finally:
-            os.close(duplicate)
-
-    def identify(self, fd: int) -> Any | None:
-        """The open file of ours that a descriptor of this process names, or None."""
+        """Our open file that a client's descriptor names, None if it is of another kind; EBADF."""
         out = ffi.new("uint64_t *")
-        result = lib.iofs_transport_identify(fd, out)
-        return self._files.get(out[0]) if result == 0 else None
+        result = lib.iofs_transport_resolve(caller.tid, fd, out)
+        if result == -errno.ENOTTY:
+            return None
+        check(result, f"fd {fd} of the client")
+        return self._files.get(out[0])

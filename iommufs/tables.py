@@ -119,23 +119,53 @@ IOMMUFD_FIRST_NR = 0x80
 IOMMUFD_LAST_NR = 0x95
 IOMMUFD_TEST_LAST_NR = 0xA0
 
-VFIO_DEVICE = by_number([
-    argsz(uapi.VFIO_DEVICE_GET_INFO, "vfio_device_info", "num_irqs", vfio_info.device_get_info),
-    argsz(uapi.VFIO_DEVICE_GET_REGION_INFO, "vfio_region_info", "offset",
-          vfio_info.device_get_region_info),
-    argsz(uapi.VFIO_DEVICE_GET_IRQ_INFO, "vfio_irq_info", "count", vfio_info.device_get_irq_info),
-    argsz(uapi.VFIO_DEVICE_SET_IRQS, "vfio_irq_set", "count", set_irqs.device_set_irqs),
-    Row(uapi.VFIO_DEVICE_RESET, reset.device_reset),
-    argsz(uapi.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, "vfio_pci_hot_reset_info", "count",
-          reset.device_get_pci_hot_reset_info),
-    argsz(uapi.VFIO_DEVICE_PCI_HOT_RESET, "vfio_pci_hot_reset", "count",
-          reset.device_pci_hot_reset),
-    argsz(uapi.VFIO_DEVICE_IOEVENTFD, "vfio_device_ioeventfd", "fd", ioeventfd.device_ioeventfd),
-    argsz(uapi.VFIO_DEVICE_FEATURE, "vfio_device_feature", "flags", feature.device_feature),
-    sized(uapi.VFIO_DEVICE_BIND_IOMMUFD, "vfio_device_bind_iommufd", "out_devid",
-          bind.device_bind_iommufd),
-    argsz(uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, "vfio_device_attach_iommufd_pt", "pt_id",
-          bind.device_attach_iommufd_pt),
-    argsz(uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT, "vfio_device_detach_iommufd_pt", "flags",
-          bind.device_detach_iommufd_pt),
-])
+VFIO_DEVICE = by_number(
+    [
+        argsz(uapi.VFIO_DEVICE_GET_INFO, "vfio_device_info", "num_irqs", vfio_info.device_get_info),
+        argsz(
+            uapi.VFIO_DEVICE_GET_REGION_INFO,
+            "vfio_region_info",
+            "offset",
+            vfio_info.device_get_region_info,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_GET_IRQ_INFO, "vfio_irq_info", "count", vfio_info.device_get_irq_info
+        ),
+        argsz(uapi.VFIO_DEVICE_SET_IRQS, "vfio_irq_set", "count", set_irqs.device_set_irqs),
+        Row(uapi.VFIO_DEVICE_RESET, reset.device_reset),
+        argsz(
+            uapi.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+            "vfio_pci_hot_reset_info",
+            "count",
+            reset.device_get_pci_hot_reset_info,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_PCI_HOT_RESET,
+            "vfio_pci_hot_reset",
+            "count",
+            reset.device_pci_hot_reset,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_IOEVENTFD, "vfio_device_ioeventfd", "fd", ioeventfd.device_ioeventfd
+        ),
+        argsz(uapi.VFIO_DEVICE_FEATURE, "vfio_device_feature", "flags", feature.device_feature),
+        sized(
+            uapi.VFIO_DEVICE_BIND_IOMMUFD,
+            "vfio_device_bind_iommufd",
+            "out_devid",
+            bind.device_bind_iommufd,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT,
+            "vfio_device_attach_iommufd_pt",
+            "pt_id",
+            bind.device_attach_iommufd_pt,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT,
+            "vfio_device_detach_iommufd_pt",
+            "flags",
+            bind.device_detach_iommufd_pt,
+        ),
+    ]
+)

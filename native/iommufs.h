@@ -237,7 +237,7 @@ struct iofs_ioctl {
   uint32_t uid, gid;
   int32_t tid;         /* thread id of the caller */
   uint32_t compat;     /* 1: a 32-bit caller */
-  uint32_t prefetched; /* bytes of `payload` that could be read at arg */
+  uint32_t prefetched; /* bytes of `payload` read at arg, at most to the end of its page */
   uint8_t payload[128];
 };
 
@@ -258,8 +258,16 @@ int iofs_transport_set_backing(uint64_t nodeid, int fd);
 /* Known once the kernel has introduced itself, with the first request. */
 int iofs_transport_has_passthrough(void);
 
-/* Which open file of ours a descriptor in this process is: its fh. ENOTTY if it is none. */
-int iofs_transport_identify(int fd, uint64_t *fh);
+/*
+ * Requests to our own mount, made by a thread that can afford to wait for ourselves (side.c); for
+ * every other thread of this process even fstat() of such a file is forbidden.
+ *
+ * resolve: which open file of ours descriptor fd of thread tid's process is: its fh. EBADF; ENOTTY
+ * if it is none of ours. open: a descriptor, read-write, of a path below the mount. It asks
+ * pyfuse3, so the thread that calls it must not be the one that serves.
+ */
+int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
+int iofs_transport_open(const char *path);
 
 /* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
 void iofs_transport_unmount(void);

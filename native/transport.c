@@ -258,7 +258,11 @@ static void keep_ioctl(const struct fuse_in_header *in) {
   }
   add_reader();
   pthread_mutex_unlock(&turn);
-  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, sizeof ioctl.payload);
+  /* Not into the next page, which Linux might never touch. */
+  size_t length = 4096 - ioctl.arg % 4096;
+  if (length > sizeof ioctl.payload)
+    length = sizeof ioctl.payload;
+  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, length);
   ioctl.prefetched = got > 0 ? got : 0;
   iofs_ioctls_fetched(&ioctl);
   take_turn();
@@ -267,15 +271,6 @@ static void keep_ioctl(const struct fuse_in_header *in) {
 int iofs_transport_answer_ioctl(uint64_t unique, int32_t result) {
   struct fuse_ioctl_out out = {.result = result};
   return iofs_ioctls_remove(unique) ? iofs_answer(unique, 0, &out, sizeof out) : -ENOENT;
-}
-
-int iofs_transport_identify(int fd, uint64_t *fh) {
-  struct stat st;
-  if (fstat(fd, &st))
-    return -errno;
-  if (st.st_dev != our_dev || !S_ISREG(st.st_mode))
-    return -ENOTTY;
-  return ioctl(fd, IOFS_IDENTIFY, fh) < 0 ? -errno : 0;
 }
 
 /* ---- readers --------------------------------------------------------------------------------- */
@@ -382,6 +377,8 @@ static void *reader(void *unused) {
 
 int iofs_transport_session_fd(void) { return session_fd; }
 
+dev_t iofs_transport_device(void) { return our_dev; }
+
 static int open_fds(void) {
   fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (fuse_fd < 0)
@@ -420,11 +417,13 @@ static int do_mount(void) {
   int r = learn_device();
   pthread_t thread;
   if (!r)
-    r = -pthread_create(&thread, NULL, reader, NULL);
-  if (r)
-    umount2(mount_path, MNT_DETACH);
-  else
+    r = iofs_side_start();
+  if (!r && !(r = -pthread_create(&thread, NULL, reader, NULL))) {
     pthread_detach(thread);
+    return 0;
+  }
+  iofs_side_stop();
+  umount2(mount_path, MNT_DETACH);
   return r;
 }
 
@@ -479,10 +478,11 @@ void iofs_transport_unmount(void) {
   while (n_readers && pthread_cond_timedwait(&reader_gone, &lock, &until) != ETIMEDOUT)
     ;
   drop_queues();
-  close_fds();
+  close_fds(); /* the connection ends here, and so does whoever waits for an answer */
   free(mount_path);
   mount_path = NULL;
   pthread_mutex_unlock(&lock);
+  iofs_side_stop();
 }
 
 int iofs_transport_has_passthrough(void) { return passthrough; }

@@ -23,6 +23,12 @@ ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused);
 /* Answer a request by its unique: 0 or a negative errno, and what follows the header. */
 int iofs_answer(uint64_t unique, int error, const void *body, size_t length);
 
+dev_t iofs_transport_device(void); /* st_dev of the mount */
+
+/* side.c: requests to our own mount. */
+int iofs_side_start(void);
+void iofs_side_stop(void);
+
 /* ioctls.c: the ioctls that wait. */
 int iofs_ioctls_open(void);
 void iofs_ioctls_close(void);

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
-
 import structlog
 import trio
 
@@ -33,32 +31,35 @@ class IoctlPump:
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.lowlevel.wait_readable(fd)
-                while unique := lib.iofs_transport_next_interrupt():
-                    if scope := self._running.get(unique):
-                        scope.cancel()
                 while lib.iofs_transport_next_ioctl(taken):
+                    # Known before it runs: it may be interrupted before that.
+                    scope = self._running[taken.unique] = trio.CancelScope()
                     caller = Caller(taken.tid, taken.uid, taken.gid)
                     prefetched = bytes(ffi.buffer(taken.payload, taken.prefetched))
-                    nursery.start_soon(
-                        self._answer, taken.unique, taken.fh, caller, taken.cmd, taken.arg,
-                        prefetched, bool(taken.compat),
-                    )  # fmt: skip
+                    request = (caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
+                    nursery.start_soon(self._answer, scope, taken.unique, taken.fh, request)
+                while unique := lib.iofs_transport_next_interrupt():
+                    if unique in self._running:
+                        self._running[unique].cancel()
 
     async def _answer(
-        self, unique: int, fh: int, caller: Caller, cmd: int, arg: int, prefetched: bytes,
-        compat: bool,
-    ) -> None:  # fmt: skip
+        self,
+        scope: trio.CancelScope,
+        unique: int,
+        fh: int,
+        request: tuple[Caller, int, int, bytes, bool],
+    ) -> None:
         result = -errno.EINTR
-        with trio.CancelScope() as scope:
-            self._running[unique] = scope
-            result = await self._result(self._files[fh], caller, cmd, arg, prefetched, compat)
+        with scope:
+            result = await self._result(fh, *request)
         del self._running[unique]
         lib.iofs_transport_answer_ioctl(unique, result)
 
     async def _result(
-        self, file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes, compat: bool
+        self, fh: int, caller: Caller, cmd: int, arg: int, prefetched: bytes, compat: bool
     ) -> int:
         try:
+            file = self._files[fh]
             if compat and file.table == "iommufd":
                 raise UapiError(errno.ENOTTY, "iommufd has no ioctls for 32-bit callers")
             return await dispatch.ioctl(file, caller, cmd, arg, prefetched)
