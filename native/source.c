@@ -28,9 +28,9 @@ void segment_free(struct segment *segment) {
 static int append(struct segment_list *list, uint64_t first, uint64_t last, struct window *window,
                   unsigned char *memory) {
   struct segment *tail = list->last, *segment;
-  list->n_pages += last - first + 1;
   if (tail && !tail->window && !window && tail->node.last + 1 == first) {
     tail->node.last = last;
+    list->n_pages += last - first + 1;
     return 0;
   }
   if (!(segment = alloc_zeroed(sizeof *segment))) {
@@ -44,6 +44,7 @@ static int append(struct segment_list *list, uint64_t first, uint64_t last, stru
   segment->memory = memory;
   *(tail ? &tail->next : &list->first) = segment;
   list->last = segment;
+  list->n_pages += last - first + 1;
   return 0;
 }
 

@@ -1,0 +1,87 @@
+/* Locked-memory accounting against RLIMIT_MEMLOCK. */
+#define _GNU_SOURCE
+#include "charge.h"
+
+#include <errno.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "alloc.h"
+#include "mm.h"
+#include "stats.h"
+#include "test.h"
+
+static struct iofs_mm *mm;
+
+static void set_limit(uint64_t pages) {
+  struct rlimit limit;
+  CHECK_EQ(getrlimit(RLIMIT_MEMLOCK, &limit), 0);
+  limit.rlim_cur = pages * PAGE_SIZE;
+  CHECK_EQ(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
+}
+
+static void test_a_user_pays_for_all_processes(void) {
+  struct iofs_charge one = {IOFS_CHARGE_USER, 1000, getpid()}, two = {IOFS_CHARGE_USER, 1064, getpid()};
+  set_limit(10);
+  CHECK_EQ(charge_add(&one, mm, 11), -ENOMEM);
+  CHECK_EQ(charge_add(&one, mm, 6), 0);
+  CHECK_EQ(charge_add(&one, mm, 5), -ENOMEM);
+  CHECK_EQ(charge_add(&one, mm, UINT64_MAX), -ENOMEM);
+  CHECK_EQ(charge_add(&two, mm, 10), 0);
+  CHECK_EQ(charge_of_user(1000), 6);
+  CHECK_EQ(stats.users, 2);
+  charge_remove(&one, mm, 6);
+  CHECK_EQ(stats.users, 1);
+  CHECK_EQ(charge_add(&one, mm, 10), 0);
+  set_limit(1); /* what is charged already stays */
+  CHECK_EQ(charge_add(&one, mm, 0), 0);
+  charge_remove(&one, mm, 10);
+  charge_remove(&two, mm, 10);
+  CHECK_EQ(stats.users, 0);
+}
+
+static void test_an_address_space_pays_for_itself(void) {
+  struct iofs_charge charge = {IOFS_CHARGE_MM, 1000, getpid()};
+  set_limit(10);
+  CHECK_EQ(charge_add(&charge, mm, 10), 0);
+  CHECK_EQ(charge_add(&charge, mm, 1), -ENOMEM);
+  CHECK_EQ(charge_of_user(1000), 0);
+  charge_remove(&charge, mm, 10);
+  CHECK_EQ(mm->locked, 0);
+}
+
+static void test_the_privileged_pay_nothing(void) {
+  struct iofs_charge charge = {IOFS_CHARGE_NONE, 1000, getpid()};
+  set_limit(0);
+  CHECK_EQ(charge_add(&charge, mm, 1ull << 40), 0);
+  charge_remove(&charge, mm, 1ull << 40);
+}
+
+static void test_a_process_that_has_ended_keeps_its_limit(void) {
+  struct iofs_charge charge = {IOFS_CHARGE_MM, 0, getpid()}, dead = {IOFS_CHARGE_MM, 0, 0x3fffffff};
+  set_limit(10);
+  CHECK_EQ(charge_add(&charge, mm, 1), 0);
+  CHECK_EQ(charge_add(&dead, mm, 9), 0);
+  CHECK_EQ(charge_add(&dead, mm, 1), -ENOMEM);
+  charge_remove(&charge, mm, 10);
+}
+
+static void test_no_memory_charges_nothing(void) {
+  struct iofs_charge charge = {IOFS_CHARGE_USER, 7, getpid()};
+  set_limit(10);
+  alloc_fail_nth(1);
+  CHECK_EQ(charge_add(&charge, mm, 1), -ENOMEM);
+  CHECK_EQ(alloc_fail_nth(0), 0);
+  CHECK_EQ(charge_of_user(7) + stats.users, 0);
+}
+
+int main(void) {
+  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  RUN(test_a_user_pays_for_all_processes);
+  RUN(test_an_address_space_pays_for_itself);
+  RUN(test_the_privileged_pay_nothing);
+  RUN(test_a_process_that_has_ended_keeps_its_limit);
+  RUN(test_no_memory_charges_nothing);
+  iofs_mm_put(mm);
+  return 0;
+}
