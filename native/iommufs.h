@@ -201,6 +201,9 @@ void iofs_job_free(struct iofs_job *job); /* a running job is freed by its threa
  * EMFILE. */
 int iofs_client_fd(int tid, int fd);
 
+/* Add 1 to an eventfd without ever waiting, whatever its flags; a full counter stays full. */
+int iofs_eventfd_signal(int fd);
+
 /* ---- watch: stores of a client to a mapped BAR -------------------------------------------------
  *
  * Stores to a mapping are silent; a poller thread compares words of the BAR's memory with what the

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import trio
 
+from iommufs._native import lib
 from iommufs.caller import Caller
-from iommufs.errors import UapiError
+from iommufs.errors import UapiError, check
 
 
 class EventFd:
@@ -24,10 +25,7 @@ class EventFd:
 
     def signal(self) -> None:
         """Add one; a counter that is full stays full, as in eventfd_signal()."""
-        ready = select.poll()
-        ready.register(self.fd, select.POLLOUT)
-        if any(events & select.POLLOUT for _, events in ready.poll(0)):
-            os.eventfd_write(self.fd, 1)
+        check(lib.iofs_eventfd_signal(self.fd), "an eventfd of the client")
 
     async def events(self, event: Callable[[], None]) -> None:
         """Call `event` whenever the client adds something, for ever; what it added is taken.
