@@ -34,6 +34,7 @@ class Function:
 
     bdf         "0000:00:06.0"
     image       its config space as firmware left it; None: the model's fields make it
+    writable    config dwords by offset and their writable bits, as in vfio.model.Description
     bars        BAR number → bytes, what `vf_bars` is for the BARs of its virtual functions
     cdev        number of its vfioN; None: no VFIO device
     hot_reset   bdfs of all functions that one bus or slot reset hits, itself among them; empty:
@@ -48,6 +49,7 @@ class Function:
     driver: str
     image: ConfigImage | None
     bars: dict[int, int]
+    writable: dict[int, int]
     vf_bars: dict[int, int]
     rom: int
     reset_methods: tuple[str, ...]
@@ -92,6 +94,7 @@ class Function:
             msix_table=table,
             msix_pba=pending,
             config=image.data,
+            writable=self.writable,
         )
 
 

@@ -14,6 +14,7 @@
     driver = "vfio-pci"               # the default; "" for none. vfio-pci gives it a cdev
     config = "default/edu.hex"        # image of its config space, beside this file
     bars = { 0 = 0x100000 }           # sizes; an inert function's only, models know their own
+    writable = { 0x44 = 0x1e03 }      # dwords of config space with unusual writable bits; likewise
     reset_methods = ["flr", "bus"]    # as in /sys/…/reset_method, default none
     reset_scope = "bus"               # whom a hot reset takes along: bus, slot or none
     options = { dma_mask = 0xfff }    # what the model understands
@@ -72,6 +73,7 @@ class _Function(_Struct):
     driver: str = VFIO_DRIVER
     config: str | None = None
     bars: dict[str, int] = {}
+    writable: dict[str, int] = {}
     rom: int = 0
     vf_bars: dict[str, int] = {}
     reset_methods: tuple[
@@ -223,6 +225,7 @@ class _Resolver:
         if config.bars and config.model != "inert":
             raise self._fail_at(i, "bars", f"expected none: {config.model} knows its own")
         bars = self._sizes(i, "bars", config.bars, image)
+        writable = self._writable(i, config.writable, image)
         self._check_rom(i, config.rom)
         self._check_msix(i, image, bars, config)
         irq = config.irq
@@ -236,6 +239,7 @@ class _Resolver:
             driver=config.driver,
             image=image,
             bars=bars,
+            writable=writable,
             vf_bars=self._sizes(i, "vf_bars", config.vf_bars, None),
             rom=config.rom,
             reset_methods=config.reset_methods,
@@ -259,6 +263,21 @@ class _Resolver:
                 raise self._fail_at(i, f"{key}.{name}", "expected a power of two, 4 to 2**40")
             found[int(name)] = size
         return dict(sorted(found.items()))
+
+    def _writable(self, i: int, masks: dict[str, int], image: ConfigImage | None) -> dict[int, int]:
+        end = len(image.data) if image is not None else 0
+        found = {}
+        for name, mask in masks.items():
+            try:
+                offset = int(name, 0)
+            except ValueError:
+                offset = -1
+            if offset % 4 or not 0 <= offset < end:
+                raise self._fail_at(i, f"writable.{name}", "expected the offset of a dword")
+            if not 0 <= mask < 1 << 32:
+                raise self._fail_at(i, f"writable.{name}", "expected 32 bits")
+            found[offset] = mask
+        return found
 
     def _check_rom(self, i: int, rom: int) -> None:
         if rom and (rom < 2048 or rom & rom - 1 or rom > 1 << 24):
