@@ -41,9 +41,11 @@ OBJECTS := $(patsubst native/%.c,$(SAN)/%.o,$(filter-out %_test.c,$(wildcard nat
 FUSE_CFLAGS = $(shell pkg-config --cflags fuse3)
 FUSE_LIBS = $(shell pkg-config --libs fuse3)
 
-test-native: $(TESTS:%=%.run)
+test-native: set-up
+	@$(MAKE) --no-print-directory --jobs=$$(nproc) $(TESTS)
+	@for test in $(TESTS); do echo "$${test##*/}"; $$test || exit 1; done
 
-$(SAN)/%.o: native/%.c | set-up
+$(SAN)/%.o: native/%.c
 	@mkdir -p $(SAN)
 	@$(CC) $(SAN_FLAGS) $(FUSE_CFLAGS) -Iuapi -Inative -MMD -c -o $@ $<
 
@@ -53,9 +55,5 @@ $(SAN)/libiommufs.a: $(OBJECTS)
 
 $(TESTS): $(SAN)/%: $(SAN)/%.o $(SAN)/libiommufs.a
 	@$(CC) $(SAN_FLAGS) -o $@ $< $(SAN)/libiommufs.a $(FUSE_LIBS) -ldl
-
-$(TESTS:%=%.run): %.run: %
-	@echo "$(notdir $<)"
-	@$<
 
 -include $(wildcard $(SAN)/*.d)

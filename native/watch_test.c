@@ -162,7 +162,7 @@ static void test_a_store_that_the_model_overwrites_is_not_lost(void) {
   bar_free(bar);
 }
 
-#define TRANSFERS 20000
+#define TRANSFERS 5000
 
 /* A client: address, then doorbell; waits for the model's answer before the next. */
 static void *ring_doorbells(void *arg) {
