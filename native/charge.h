@@ -1,5 +1,5 @@
 /*
- * Who pays for pinned pages (semantics of iommufd's rlimit modes): counters of locked pages for
+ * Who pays for pinned pages (iommufd's rlimit modes): counters of locked pages for
  * each user and for each address space, held against RLIMIT_MEMLOCK of a process.
  */
 #ifndef IOFS_CHARGE_H

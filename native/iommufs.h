@@ -9,7 +9,7 @@
  * ioctl numbers or files of ours: those live in Python.
  *
  * Threads: every function may be called from any thread. One mutex for each iopt; order of locks:
- * iopt, then pages, then domain. No function calls back into Python.
+ * access, iopt, domain, pages. No function calls back into Python.
  */
 #ifndef IOMMUFS_H
 #define IOMMUFS_H
@@ -48,9 +48,14 @@ void iofs_mm_get(struct iofs_mm *mm);
 void iofs_mm_put(struct iofs_mm *mm);
 int iofs_mm_alive(const struct iofs_mm *mm); /* 1 while the process still runs in it, else 0 */
 
+/* Mappings of files on this device are no memory: pinning them is EFAULT. For our own mount, whose
+ * files are BARs. At most 64 devices. */
+void iofs_mm_forbid_device(uint32_t major, uint32_t minor);
+
 /* ---- accounting -------------------------------------------------------------------------------
  *
- * Whom the pages of a mapping are charged to; fixed when it is made (semantics 4.2).
+ * Whom the pages of a mapping are charged to, while they are pinned; fixed when it is made. The
+ * limit is RLIMIT_MEMLOCK; NONE is for callers with CAP_IPC_LOCK.
  */
 enum iofs_charge_mode { IOFS_CHARGE_NONE, IOFS_CHARGE_USER, IOFS_CHARGE_MM };
 
@@ -79,9 +84,16 @@ struct iofs_iopt *iofs_iopt_new(void); /* NULL: ENOMEM */
 void iofs_iopt_free(struct iofs_iopt *iopt); /* no domain or access may be left; unmaps all */
 
 /*
- * Map. *iova is used if fixed, else chosen as semantics 3.2 says and written. The checks are those
- * of semantics 3.1 from "user_va + length overflows" on, in that order, 3.3 from "length == 0" on.
- * file: fd is not kept (duplicated if it can ever be pinned).
+ * Map. *iova is used if fixed, else chosen as iopt_alloc_iova() of the kernel does (first fit,
+ * aligned to what length and source have in common, up to 2 MiB) and written. Errors in this order:
+ * EOVERFLOW  user_va + length, or start + length - 1, passes 2^64 - 1
+ * EINVAL     length 0 (of a file: before the overflow) or nearly 2^64
+ * EBADF      no such fd
+ * EINVAL     length is no multiple of the alignment; so for a fixed IOVA, then EOVERFLOW, EINVAL if
+ *            it hits a reserved range, EEXIST an area; an automatic one: EOVERFLOW, EINVAL, ENOSPC
+ * EINVAL     the source's place in its page is no multiple of the alignment
+ * EFAULT, EINVAL (file), ENOMEM  if there is a domain: it cannot be pinned; EINVAL without a prot
+ * fd stays the caller's.
  */
 int iofs_iopt_map_user(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct iofs_charge *charge,
                        uint64_t user_va, uint64_t length, uint32_t prot, int fixed, uint64_t *iova);
@@ -90,9 +102,10 @@ int iofs_iopt_map_file(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct 
                        uint64_t *iova);
 
 /*
- * Copy, in the two halves between which IOAS_COPY looks up its destination (semantics 3.4): first
- * the pieces of pages behind [iova, iova + length) (EINVAL length 0, EOVERFLOW, ENOENT), which the
- * list keeps alive; then their mapping elsewhere.
+ * Copy, in the two halves between which IOAS_COPY looks up its destination: first the pieces of
+ * pages behind [iova, iova + length) (EINVAL length 0, EOVERFLOW, ENOENT), which the list keeps
+ * alive; then their mapping elsewhere, with the errors of a map from the alignment of length on
+ * and EPERM for IOFS_WRITE of pages that were not mapped for writing.
  */
 int iofs_iopt_get_pieces(struct iofs_iopt *iopt, uint64_t iova, uint64_t length,
                          struct iofs_piece_list **out);
@@ -101,7 +114,8 @@ int iofs_iopt_map_pieces(struct iofs_iopt *iopt, const struct iofs_piece_list *l
 void iofs_piece_list_free(struct iofs_piece_list *list);
 
 /*
- * Unmap what lies in [iova, iova + length) (semantics 3.5 from "length == 0" on); not atomic.
+ * Unmap what lies in [iova, iova + length); not atomic: EINVAL, EOVERFLOW; then for area by area,
+ * EBUSY (pinned by an internal access), ENOENT (only a part of it); ENOENT: nothing was there.
  * *unmapped: bytes unmapped, added to, written on failure too. Returns 1 if an access has pins in
  * *notify: tell every external access of the iopt, then call again with the same arguments; a call
  * that again finds the same area pinned counts as one try, EDEADLK after 100.
@@ -115,20 +129,21 @@ int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_
 size_t iofs_iopt_holes(struct iofs_iopt *iopt, struct iofs_range *out, size_t n);
 uint64_t iofs_iopt_alignment(struct iofs_iopt *iopt);
 
-/* Replace the allowed list (semantics 2.3: EINVAL for an overlap among themselves or start >= last
- * at the first such range, EADDRINUSE on a reserved one; the old list stays). */
+/* Replace the allowed list. EINVAL: start >= last, or an overlap among themselves; EADDRINUSE: with
+ * a reserved range; then the old list stays. */
 int iofs_iopt_set_allowed(struct iofs_iopt *iopt, const struct iofs_range *ranges, size_t n);
 
 /* EADDRINUSE if the range meets an area or an allowed range. */
 int iofs_iopt_reserve(struct iofs_iopt *iopt, uint64_t start, uint64_t last, iofs_owner owner);
 void iofs_iopt_remove_reserved(struct iofs_iopt *iopt, iofs_owner owner);
 
-int iofs_iopt_huge_pages(struct iofs_iopt *iopt);                  /* 0 or 1 */
-int iofs_iopt_set_huge_pages(struct iofs_iopt *iopt, int enabled); /* EINVAL, EADDRINUSE (4.1) */
+int iofs_iopt_huge_pages(struct iofs_iopt *iopt); /* 0 or 1 */
+/* Disable: EINVAL with a domain and an area, EADDRINUSE if an area is not page aligned. */
+int iofs_iopt_set_huge_pages(struct iofs_iopt *iopt, int enabled);
 size_t iofs_iopt_n_areas(struct iofs_iopt *iopt);
 
-/* For type1 v1: split the area that holds `iova` so that iova is the last byte of its left part
- * (semantics 3.6). */
+/* For type1 v1: split the area that holds `iova` so that iova is the last byte of its left part.
+ * EBUSY: it is being unmapped; EINVAL: misaligned, pinned by an access, huge pages in a domain. */
 int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova);
 
 /* ---- domain: the page table of one HWPT ------------------------------------------------------ */
@@ -137,12 +152,14 @@ struct iofs_domain_config {
   uint64_t pgsize_bitmap; /* bit n: leaves of 1 << n bytes */
 };
 
+/* EINVAL: an empty aperture; sizes that are not 512 times each other. ENOMEM. */
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out);
 void iofs_domain_get(struct iofs_domain *domain);
 void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is in no iopt then */
 
-/* Fill with all areas and every later map (semantics 2.4, 2.5, 6): EINVAL, EADDRINUSE, EFAULT,
- * ENOMEM; on failure nothing changed. */
+/* Fill with all areas and every later map. EINVAL: the smallest page is larger than the CPU's;
+ * EADDRINUSE: areas do not fit its pages, or areas or allowed ranges its aperture; EFAULT, EINVAL,
+ * ENOMEM: the memory cannot be pinned. On failure nothing changed. */
 int iofs_iopt_add_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
 void iofs_iopt_remove_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
 
@@ -162,13 +179,20 @@ int iofs_dma_read(struct iofs_domain *domain, uint64_t iova, void *buf, size_t l
 int iofs_dma_write(struct iofs_domain *domain, uint64_t iova, const void *buf, size_t length,
                    struct iofs_dma_fault *fault);
 
-/* ---- access: how a device without an IOMMU reaches an IOAS (semantics 11) --------------------- */
+/* ---- access: how a device without an IOMMU reaches an IOAS ----------------------------------- */
 int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out);
 void iofs_access_free(struct iofs_access *access); /* detached by then */
 int iofs_access_attach(struct iofs_access *access, struct iofs_iopt *iopt); /* EINVAL, EADDRINUSE */
 int iofs_access_detach(struct iofs_access *access); /* EBUSY while pins are left */
+
+/* EINVAL: length 0, or no page boundary in the source, or being unmapped; EOVERFLOW; ENOENT: it is
+ * detached, or there is a hole; EPERM: IOFS_WRITE, or else reading, is not mapped; EFAULT, EINVAL,
+ * ENOMEM of a pin. All or nothing. Unpin names exactly what one pin named (else EINVAL). */
 int iofs_access_pin(struct iofs_access *access, uint64_t iova, uint64_t length, uint32_t prot);
 int iofs_access_unpin(struct iofs_access *access, uint64_t iova, uint64_t length);
+
+/* The same errors, at any byte; areas before the one that fails have been moved by then. May wait
+ * for the client's memory: run it in a job. */
 int iofs_access_rw(struct iofs_access *access, uint64_t iova, void *buf, size_t length, int write);
 
 /* ---- job: work that may have to wait for a client's memory ------------------------------------

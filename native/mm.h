@@ -41,10 +41,6 @@ int mm_find_vma(const struct iofs_mm *mm, uint64_t address, struct vma *out);
 /* The same by reading the text of the maps file, for kernels that cannot be asked. */
 int mm_find_vma_in_text(const struct iofs_mm *mm, uint64_t address, struct vma *out);
 
-/* Mappings of files on this device are no memory: pinning them is EFAULT. For our own mount, whose
- * files are BARs. At most 64 devices. */
-void iofs_mm_forbid_device(uint32_t major, uint32_t minor);
-
 /* Whether iofs_mm_forbid_device() named the device. */
 int mm_is_forbidden(uint32_t major, uint32_t minor);
 

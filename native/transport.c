@@ -394,6 +394,7 @@ static int learn_device(void) {
   if (statx(AT_FDCWD, mount_path, AT_STATX_DONT_SYNC, 0, &stx) < 0)
     return -errno;
   our_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+  iofs_mm_forbid_device(stx.stx_dev_major, stx.stx_dev_minor); /* BARs are no memory to map */
   return 0;
 }
 
