@@ -313,6 +313,8 @@ async def test_a_client_stuck_in_its_own_memory_stops_nobody_and_dies(mounted, w
 
 
 async def test_killed_clients_leave_nothing(mounted):
+    await mounted.client("os.close(dev())")  # the kernel has introduced itself by then
+    await mounted.machine.closed()
     before = statistics()
     for _ in range(5):
         async with mounted.started(f"""
