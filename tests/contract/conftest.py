@@ -1,0 +1,42 @@
+"""Fixtures of contract tests: where the client is, its memory, how many page tables there are."""
+
+import pytest
+
+from iommufs.iommufd.ctx import statistics
+from tests.contract.client import Memory, ProcessClient
+
+
+@pytest.fixture(params=["prefetched", "unread"])
+async def client(request):
+    """A client; after the test nothing that it made is left."""
+    before = statistics()
+    client = ProcessClient(prefetch=request.param == "prefetched")
+    yield client
+    await client.close_all()
+    assert statistics() == before, "something is left"
+
+
+@pytest.fixture
+async def file(client):
+    """A /dev/iommu."""
+    return await client.open()
+
+
+@pytest.fixture(params=[0, 1, 2], ids="{} domains".format)
+def domains(request):
+    """How many page tables the IOAS under test has."""
+    return request.param
+
+
+@pytest.fixture
+async def ioas(client, file, domains):
+    """An IOAS with that many page tables."""
+    return await client.ioas_with_domains(file, domains)
+
+
+@pytest.fixture
+def memory():
+    """16 pages of the client."""
+    memory = Memory(16)
+    yield memory
+    memory.free()
