@@ -89,6 +89,7 @@ class FaultFile:
     def __init__(self, ctx: Any, queue: FaultQueue) -> None:
         self._ctx = ctx
         self._queue = queue
+        self._open = True
         ctx.get()
         queue.get()
 
@@ -121,6 +122,10 @@ class FaultFile:
         self._queue.on_report = notify
 
     def release(self) -> None:
+        """Called again by whoever made the file, if the client never got it: then it does nothing."""
+        if not self._open:
+            return
+        self._open = False
         self._queue.on_report = None
         self._queue.put()
         self._ctx.put()
@@ -138,10 +143,9 @@ async def fault_queue_alloc(ucmd: Ucmd) -> None:
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}")
     with ctx.objects.new(FaultQueue()) as queue:
         file = FaultFile(ctx, queue)
+        cmd.out_fault_id = queue.id
         try:
-            cmd.out_fault_id = queue.id
-            cmd.out_fault_fd = await ucmd.install_fd(file)
-            await ucmd.respond()
+            await ucmd.respond_with_fd(file, "out_fault_fd")
         except BaseException:
             file.release()
             raise

@@ -89,6 +89,10 @@ class Client(ABC):
     async def ioctl(self, file: Any, number: int, arg: int) -> int: ...
 
     @abstractmethod
+    async def close_fd(self, fd: int) -> None:
+        """Close a descriptor that an ioctl returned."""
+
+    @abstractmethod
     async def bind(self, file: Any, index: int) -> "BoundDevice":
         """Bind a device; those of index 2 and 3 share a group."""
 
@@ -168,13 +172,47 @@ class Function:
         self.group = group
 
 
-class ProcessClient(Client):
-    """Calls the dispatcher in this process, as the fuse layer does, with and without prefetch."""
+class ProcessCaller(Caller):
+    """The test's own thread, which can be given descriptors: numbers that only the client knows."""
 
-    def __init__(self, *, prefetch: bool = True, test_ops: bool = False, uid: int = 0) -> None:
+    def __init__(self, client: "ProcessClient") -> None:
+        super().__init__(threading.get_native_id(), os.getuid(), os.getgid())
+        self._client = client
+
+    async def reserve_fd(self, open_file: Any) -> "ProcessFd":
+        return ProcessFd(self._client, open_file)
+
+
+class ProcessFd:
+    """A descriptor about to be given out; what is not installed is released."""
+
+    def __init__(self, client: "ProcessClient", open_file: Any) -> None:
+        self._client = client
+        self._file = open_file
+        self.number = 100 + len(client.descriptors)
+
+    def __enter__(self) -> "ProcessFd":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.number not in self._client.descriptors:
+            self._file.release()
+
+    def install(self) -> int:
+        self._client.descriptors[self.number] = self._file
+        return self.number
+
+
+class ProcessClient(Client):
+    """Calls the dispatcher in this process, as the fuse layer does, with and without prefetch.
+
+    descriptors  the open files that ioctls returned; those not closed are with the test
+    """
+
+    def __init__(self, *, prefetch: bool = True, test_ops: bool = False) -> None:
         self.prefetch = prefetch
         self.test_ops = test_ops
-        self.uid = uid
+        self.descriptors: dict[int, Any] = {}
         iommu = Vtd()
         shared = IommuGroup(2)
         groups = [IommuGroup(0), IommuGroup(1), shared, shared]
@@ -184,7 +222,7 @@ class ProcessClient(Client):
 
     @property
     def caller(self) -> Caller:
-        return Caller(threading.get_native_id(), self.uid, os.getgid())
+        return ProcessCaller(self)
 
     async def open(self) -> Ctx:
         ctx = Ctx(test_ops=self.test_ops)
@@ -195,7 +233,12 @@ class ProcessClient(Client):
         self._open.remove(file)
         file.release()
 
+    async def close_fd(self, fd: int) -> None:
+        self.descriptors.pop(fd).release()
+
     async def close_all(self) -> None:
+        for fd in list(self.descriptors):
+            await self.close_fd(fd)
         for bound in list(self._bound):
             await bound.close()
         for file in list(self._open):

@@ -1,0 +1,60 @@
+"""A second client process: its own memory, an ordinary user if wanted."""
+
+import os
+import subprocess
+import sys
+
+from iommufs.caller import Caller
+
+# Reports its memory, then does what it is told on stdin, one line at a time, until that ends.
+PROGRAM = """
+import ctypes, mmap, os, resource, sys
+uid, memlock, pages = map(int, sys.argv[1:4])
+if memlock >= 0:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock, memlock))
+if uid:
+    os.setresuid(uid, uid, uid)
+memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for page in range(pages):
+    memory[page * 4096] = page + 1
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+for line in sys.stdin:
+    if line.strip() == "exec":
+        os.execv(sys.executable, [sys.executable, "-c", os.environ["PROGRAM"], *sys.argv[1:]])
+"""
+
+
+class OtherProcess:
+    """A process with `pages` pages at `address`; byte 0 of page n is n + 1."""
+
+    def __init__(self, *, uid: int = 0, memlock: int = -1, pages: int = 512) -> None:
+        self.uid = uid
+        args = [sys.executable, "-c", PROGRAM, str(uid), str(memlock), str(pages)]
+        self._process = subprocess.Popen(
+            args,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PROGRAM": PROGRAM},
+        )
+        self.pid = self._process.pid
+        self.address = self._read_address()
+
+    def _read_address(self) -> int:
+        line = self._process.stdout.readline()
+        assert line, "the other process failed"
+        return int(line)
+
+    def exec(self) -> None:
+        """Execute the same program anew: other memory, maybe at another address."""
+        self._process.stdin.write("exec\n")
+        self._process.stdin.flush()
+        self.address = self._read_address()
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def caller(self) -> Caller:
+        return Caller(self.pid, self.uid, self.uid)
