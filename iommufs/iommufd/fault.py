@@ -122,7 +122,7 @@ class FaultFile:
         self._queue.on_report = notify
 
     def release(self) -> None:
-        """Called again by whoever made the file, if the client never got it: then it does nothing."""
+        """May be called twice: by who made a file that the client never got, and by its close."""
         if not self._open:
             return
         self._open = False
