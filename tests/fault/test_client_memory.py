@@ -1,4 +1,4 @@
-"""Every ioctl with the nth access to the client's memory failing, for n = 1, 2, 3 … until none does.
+"""Ioctls with the nth access to the client's memory failing, for n = 1, 2, 3 … until none does.
 
 An ioctl that fails so has done nothing, apart from those that Linux finishes before it answers.
 """
