@@ -193,8 +193,9 @@ int iofs_iopt_add_domain(struct iofs_iopt *iopt, struct iofs_domain *domain) {
 void iofs_iopt_remove_domain(struct iofs_iopt *iopt, struct iofs_domain *domain) {
   pthread_mutex_lock(&iopt->lock);
   size_t i = 0;
-  while (iopt->domains[i] != domain)
-    assert(++i < iopt->n_domains);
+  while (i < iopt->n_domains && iopt->domains[i] != domain)
+    i++;
+  assert(i < iopt->n_domains);
   unfill(domain, itree_first(&iopt->areas), NULL, iopt->n_domains == 1);
   iopt->domains[i] = iopt->domains[--iopt->n_domains]; /* dense, as the kernel keeps them */
   domain->iopt = NULL;
