@@ -26,9 +26,23 @@ class Mm:
         check(lib.iofs_mm_open(tgid, out), f"the memory of process {tgid}")
         self.handle = ffi.gc(out[0], lib.iofs_mm_put)
 
+    def close(self) -> None:
+        """Let go of it; mappings that were made with it keep it."""
+        ffi.release(self.handle)
+
     @property
     def alive(self) -> bool:
         return bool(lib.iofs_mm_alive(self.handle))
+
+
+def _read_status(thread: int | str) -> dict[str, str]:
+    """The fields of /proc/<thread>/status; ESRCH."""
+    try:
+        with open(f"/proc/{thread}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        raise UapiError(errno.ESRCH, f"thread {thread} is gone") from None
+    return {key: value.strip() for key, value in fields.items()}
 
 
 class Caller:
@@ -41,6 +55,7 @@ class Caller:
         self.tid = tid
         self.uid = uid
         self.gid = gid
+        self._status_fields: dict[str, str] = {}
 
     async def read_some(self, address: int, length: int) -> bytes:
         """What can be read of [address, address + length) before the first unreadable page."""
@@ -71,12 +86,9 @@ class Caller:
             raise UapiError(errno.EFAULT, f"client memory at {address + done:#x}")
 
     def _status(self, key: str) -> str:
-        with open(f"/proc/{self.tid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name == key:
-                    return value.strip()
-        raise UapiError(errno.ESRCH, f"no {key} of thread {self.tid}")
+        if not self._status_fields:
+            self._status_fields = _read_status(self.tid)
+        return self._status_fields[key]
 
     @property
     def tgid(self) -> int:
@@ -84,9 +96,16 @@ class Caller:
         return int(self._status("Tgid"))
 
     def capable(self, capability: int) -> bool:
-        """Whether the thread has a capability (CAP_… above) in our own user namespace."""
-        if not int(self._status("CapEff"), 16) >> capability & 1:
-            return False
+        """Whether the thread has a capability (CAP_… above) in our own user namespace.
+
+        One that our container withholds from everybody belongs to whoever has all the others: the
+        root of a container is the root of the machine that we are.
+        """
+        effective = int(self._status("CapEff"), 16)
+        if not effective >> capability & 1:
+            obtainable = int(_read_status("self")["CapBnd"], 16)
+            if obtainable >> capability & 1 or effective != obtainable:
+                return False
         mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))
         return (mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino)
 

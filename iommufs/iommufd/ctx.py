@@ -7,6 +7,7 @@ the client can no longer name its objects, but they go on working.
 import errno
 import select
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from iommufs._native import ffi, lib
@@ -46,8 +47,12 @@ class Ctx:
         self._users -= 1
         if not self._users:
             self.objects.clear()
-            self._mms.clear()
+            self._close_mms(lambda mm: True)
             _live.discard(self)
+
+    def _close_mms(self, which: Callable[[Mm], bool]) -> None:
+        for tgid in [tgid for tgid, mm in self._mms.items() if which(mm)]:
+            self._mms.pop(tgid).close()
 
     def source(self, caller: Caller) -> tuple[Any, Any]:
         """Whose memory a mapping by this caller is, and whom it is charged to, for native calls.
@@ -57,7 +62,7 @@ class Ctx:
         tgid = caller.tgid
         mm = self._mms.get(tgid)
         if mm is None or not mm.alive:
-            self._mms = {i: other for i, other in self._mms.items() if other.alive}
+            self._close_mms(lambda mm: not mm.alive)
             mm = self._mms[tgid] = caller.mm()
         charge = {"mode": self._charge_mode(caller), "uid": caller.uid, "tgid": tgid}
         return mm.handle, ffi.new("struct iofs_charge *", charge)

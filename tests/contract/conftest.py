@@ -13,7 +13,8 @@ async def client(request):
     client = ProcessClient(prefetch=request.param == "prefetched")
     yield client
     await client.close_all()
-    assert statistics() == before, "something is left"
+    after = statistics()
+    assert after == before, "something is left"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ if uid:
     os.setresuid(uid, uid, uid)
 memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for page in range(pages):
-    memory[page * 4096] = page + 1
+    memory[page * 4096] = (page + 1) % 256
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 for line in sys.stdin:
     if line.strip() == "exec":
@@ -25,7 +25,7 @@ for line in sys.stdin:
 
 
 class OtherProcess:
-    """A process with `pages` pages at `address`; byte 0 of page n is n + 1."""
+    """A process with `pages` pages at `address`; byte 0 of page n is n + 1, modulo 256."""
 
     def __init__(self, *, uid: int = 0, memlock: int = -1, pages: int = 512) -> None:
         self.uid = uid
