@@ -150,7 +150,8 @@ static int pin_range(const struct iofs_access *access, uint64_t iova, uint64_t l
     int err = area ? check_pin(area, at, last, prot) : -ENOENT;
     uint64_t end = area ? min_u64(last, area->node.last) : at;
     if (!err)
-      err = pages_pin(area->pages, area_byte(area, at) >> PAGE_LG2, area_byte(area, end) >> PAGE_LG2);
+      err = pages_pin(area->pages, area_byte(area, at) >> PAGE_LG2,
+                      area_byte(area, end) >> PAGE_LG2);
     if (err) {
       if (at != iova)
         unpin_range(access, iova, at - 1);

@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "alloc.h"
 #include "stats.h"
 #include "test.h"
 
@@ -209,10 +208,10 @@ static void test_no_memory_leaves_no_trace(void) {
     begin();
     map_at(memory, 2 * K4, RW, 0x10000);
     map_at(memory + 2 * K4, 2 * K4, RW, 0x12000);
-    alloc_fail_nth((uint64_t)n);
+    iofs_fail_allocation((uint64_t)n);
     int err = iofs_access_pin(access_, 0x11000, 2 * K4, RW);
     int rw_err = err ? 0 : iofs_access_rw(access_, 0x10800, buf, 8192, 0);
-    fails = !alloc_fail_nth(0);
+    fails = !iofs_fail_allocation(0);
     CHECK_EQ(err ? err : rw_err, fails ? -ENOMEM : 0);
     CHECK_EQ(stats.pinned_pages, err ? 0 : 2);
     if (!err)

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "iommufs.h"
+
 static _Atomic uint64_t countdown;
 
 static int fails_now(void) {
@@ -28,4 +30,4 @@ void *alloc_aligned(size_t size, size_t align) {
 
 void alloc_free(void *memory) { free(memory); }
 
-uint64_t alloc_fail_nth(uint64_t n) { return atomic_exchange(&countdown, n); }
+uint64_t iofs_fail_allocation(uint64_t n) { return atomic_exchange(&countdown, n); }

@@ -1,6 +1,6 @@
 /*
  * Memory of the native core. Everything that the core allocates passes through here, so that a
- * test can make the nth allocation fail and see that the failure leaves no trace.
+ * test can make the nth allocation fail (iofs_fail_allocation()) and see that this leaves no trace.
  */
 #ifndef IOFS_ALLOC_H
 #define IOFS_ALLOC_H
@@ -12,9 +12,5 @@ void *alloc_zeroed(size_t size);               /* NULL: no memory */
 void *alloc_array(size_t n, size_t size);      /* zeroed; NULL also if n * size overflows */
 void *alloc_aligned(size_t size, size_t align); /* zeroed */
 void alloc_free(void *memory);                 /* takes NULL */
-
-/* Make the nth call from now on fail, once; 0: none. Returns how many calls the countdown that was
- * armed before still lacked, 0 if it has fired. */
-uint64_t alloc_fail_nth(uint64_t n);
 
 #endif

@@ -6,7 +6,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "alloc.h"
+#include "iommufs.h"
 #include "mm.h"
 #include "stats.h"
 #include "test.h"
@@ -21,7 +21,8 @@ static void set_limit(uint64_t pages) {
 }
 
 static void test_a_user_pays_for_all_processes(void) {
-  struct iofs_charge one = {IOFS_CHARGE_USER, 1000, getpid()}, two = {IOFS_CHARGE_USER, 1064, getpid()};
+  struct iofs_charge one = {IOFS_CHARGE_USER, 1000, getpid()};
+  struct iofs_charge two = {IOFS_CHARGE_USER, 1064, getpid()};
   set_limit(10);
   CHECK_EQ(charge_add(&one, mm, 11), -ENOMEM);
   CHECK_EQ(charge_add(&one, mm, 6), 0);
@@ -69,9 +70,9 @@ static void test_a_process_that_has_ended_keeps_its_limit(void) {
 static void test_no_memory_charges_nothing(void) {
   struct iofs_charge charge = {IOFS_CHARGE_USER, 7, getpid()};
   set_limit(10);
-  alloc_fail_nth(1);
+  iofs_fail_allocation(1);
   CHECK_EQ(charge_add(&charge, mm, 1), -ENOMEM);
-  CHECK_EQ(alloc_fail_nth(0), 0);
+  CHECK_EQ(iofs_fail_allocation(0), 0);
   CHECK_EQ(charge_of_user(7) + stats.users, 0);
 }
 

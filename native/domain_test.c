@@ -8,7 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "alloc.h"
+#include "iommufs.h"
 #include "charge.h"
 #include "stats.h"
 #include "test.h"
@@ -293,13 +293,13 @@ static void test_no_memory_leaves_no_trace(void) {
     CHECK_EQ(map_at(memory + 4 * K4, 4 * K4, 0x40000000), 0);
     CHECK_EQ(iofs_iopt_add_domain(iopt, one), 0);
     uint64_t tables = stats.table_bytes;
-    alloc_fail_nth((uint64_t)n);
+    iofs_fail_allocation((uint64_t)n);
     int err = iofs_domain_new(&config, &two);
     if (!err)
       err = iofs_iopt_add_domain(iopt, two);
     if (!err && (err = map_at(memory + 8 * K4, 4 * K4, 1ull << 40)))
       iofs_iopt_remove_domain(iopt, two);
-    fails = !alloc_fail_nth(0);
+    fails = !iofs_fail_allocation(0);
     CHECK_EQ(err, fails ? -ENOMEM : 0);
     if (err && two)
       iofs_domain_put(two);

@@ -36,6 +36,10 @@ struct iofs_stats {
 
 void iofs_statistics(struct iofs_stats *out);
 
+/* For tests: make the nth allocation of the core from now on fail, once; 0: none. Returns what was
+ * left of the countdown before: 0 if it has fired. */
+uint64_t iofs_fail_allocation(uint64_t n);
+
 /* ---- mm: the address space of a client process ------------------------------------------------
  *
  * A handle keeps the very address space that the process had when the handle was made, through

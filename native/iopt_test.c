@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "alloc.h"
 #include "test.h"
 
 #define RW (IOFS_READ | IOFS_WRITE)
@@ -368,7 +367,7 @@ static void test_no_memory_leaves_no_trace(void) {
     begin();
     CHECK_EQ(map_at(0x10000, 0x2000, 0x1000), 0);
     CHECK_EQ(map_at(0x20000, 0x2000, 0x3000), 0);
-    alloc_fail_nth((uint64_t)n);
+    iofs_fail_allocation((uint64_t)n);
     int err = iofs_iopt_get_pieces(iopt, 0x1000, 0x4000, &list);
     if (!err)
       err = iofs_iopt_map_pieces(iopt, list, RW, 0, &auto_iova);
@@ -381,7 +380,7 @@ static void test_no_memory_leaves_no_trace(void) {
       err = iofs_iopt_reserve(iopt, 0x200000, 0x2fffff, 1);
     if (!err)
       err = iofs_iopt_cut(iopt, 0x1fff);
-    fails = !alloc_fail_nth(0);
+    fails = !iofs_fail_allocation(0);
     CHECK_EQ(err, fails ? -ENOMEM : 0);
     if (list)
       iofs_piece_list_free(list);

@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "alloc.h"
+#include "iommufs.h"
 #include "stats.h"
 #include "test.h"
 
@@ -65,9 +65,9 @@ static void test_errors(void) {
   struct iofs_mm *mm;
   CHECK_EQ(iofs_mm_open(0x3fffffff, &mm), -ESRCH);
   CHECK_EQ(iofs_mm_open(-5, &mm), -ESRCH);
-  alloc_fail_nth(1);
+  iofs_fail_allocation(1);
   CHECK_EQ(iofs_mm_open(getpid(), &mm), -ENOMEM);
-  CHECK_EQ(alloc_fail_nth(0), 0);
+  CHECK_EQ(iofs_fail_allocation(0), 0);
   CHECK_EQ(stats.mms, 0);
 }
 

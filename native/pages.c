@@ -40,7 +40,8 @@ static int new_pages(struct iofs_mm *mm, const struct iofs_charge *charge, uint6
   pages->uid = charge->uid;
   pages->tgid = charge->tgid;
   pages->base = start - offset;
-  pages->n_pages = (length >> PAGE_LG2) + ((length % PAGE_SIZE + offset + PAGE_SIZE - 1) >> PAGE_LG2);
+  pages->n_pages = length >> PAGE_LG2;
+  pages->n_pages += (length % PAGE_SIZE + offset + PAGE_SIZE - 1) >> PAGE_LG2;
   pages->mm = mm;
   iofs_mm_get(mm);
   stats.pages++;

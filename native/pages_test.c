@@ -1,5 +1,5 @@
-/* What is pinned, what may be, who pays, and what stays reachable (oracle: section map-attached, and
- * its answers for every protection). */
+/* What is pinned, what may be, who pays, and what stays reachable (oracle: section map-attached,
+ * and its answers for every protection). */
 #define _GNU_SOURCE
 #include "pages.h"
 
@@ -10,7 +10,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "alloc.h"
+#include "iommufs.h"
 #include "charge.h"
 #include "stats.h"
 #include "test.h"
@@ -147,6 +147,19 @@ static void test_mapped_files(void) {
   close(disk);
 }
 
+/* Found in the list of mounts; that of memfds is no mount that anybody sees. */
+static void test_mapped_files_of_a_tmpfs(void) {
+  char path[] = "/dev/shm/iommufs-XXXXXX";
+  int fd = mkstemp(path);
+  struct statfs fs;
+  CHECK(fd >= 0 && !fstatfs(fd, &fs) && !ftruncate(fd, 8192) && !unlink(path));
+  check_file_mapping(fd, PROT_READ | PROT_WRITE, MAP_SHARED, 0,
+                     fs.f_type == TMPFS_MAGIC ? 0 : -EFAULT);
+  if (fs.f_type == TMPFS_MAGIC)
+    CHECK_EQ(try_pin(file_pages(fd, 0, 8192)), 0);
+  close(fd);
+}
+
 static void test_forbidden_devices(void) {
   struct vma vma;
   int fd = memfd_create("test", 0);
@@ -193,7 +206,8 @@ static void test_files(void) {
 }
 
 static void test_shared_memory_outlives_its_mapping(void) {
-  char buf[8] = "", *memory = map_memory(8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+  char *memory = map_memory(8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+  char buf[8] = "";
   struct pages *pages = user_pages(memory + 4000, 200, 1);
   strcpy(memory + 4094, "hello");
   CHECK_EQ(pages_pin(pages, 0, 1), 0);
@@ -208,7 +222,8 @@ static void test_shared_memory_outlives_its_mapping(void) {
 }
 
 static void test_private_memory_is_reached_in_the_client(void) {
-  char buf[8] = "", *memory = map_memory(8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  char *memory = map_memory(8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  char buf[8] = "";
   struct pages *pages = user_pages(memory, 8192, 1);
   CHECK_EQ(pages_pin(pages, 0, 1), 0);
   CHECK_EQ(stats.source_maps, 0);
@@ -292,9 +307,9 @@ static void test_random_pins(void) {
       pins[i].first = test_random(&seed) % N_PAGES;
       pins[i].last = pins[i].first + test_random(&seed) % (N_PAGES - pins[i].first);
       if (step % 7 == 0) {
-        alloc_fail_nth(test_random(&seed) % 4 + 1);
+        iofs_fail_allocation(test_random(&seed) % 4 + 1);
         int err = pages_pin(pages, pins[i].first, pins[i].last);
-        alloc_fail_nth(0);
+        iofs_fail_allocation(0);
         CHECK(!err || err == -ENOMEM);
         pins[i].used = err != 0; /* turned round below */
       } else
@@ -331,6 +346,7 @@ int main(int argc, char **argv) {
   RUN(test_protection);
   RUN(test_holes);
   RUN(test_mapped_files);
+  RUN(test_mapped_files_of_a_tmpfs);
   RUN(test_files);
   RUN(test_shared_memory_outlives_its_mapping);
   RUN(test_private_memory_is_reached_in_the_client);

@@ -28,7 +28,8 @@ static int find_gap(uint64_t from, uint64_t length, uint64_t like, uint64_t grai
 }
 
 int phys_reserve(struct itree_node *node, uint64_t length, uint64_t like) {
-  uint64_t grain = length < 2ull << 20 ? 4096 : length < 1ull << 30 ? 2ull << 20 : 1ull << 30, start;
+  uint64_t grain = length < 2ull << 20 ? 4096 : length < 1ull << 30 ? 2ull << 20 : 1ull << 30;
+  uint64_t start;
   int err = -ENOMEM;
   pthread_mutex_lock(&lock);
   if (length <= LAST - FIRST) {

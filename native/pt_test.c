@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "alloc.h"
 #include "iommufs.h"
 #include "stats.h"
 #include "test.h"
@@ -76,9 +75,9 @@ static void test_a_map_without_memory_leaves_nothing(void) {
   struct pt_leaf leaf;
   int n = 0, err;
   do {
-    alloc_fail_nth(0);
+    iofs_fail_allocation(0);
     CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
-    alloc_fail_nth((uint64_t)++n);
+    iofs_fail_allocation((uint64_t)++n);
     err = pt_map(&pt, G1 - K4, 8 * G1 - K4, G1 + M2 + 2 * K4, IOFS_READ, K4 | M2);
     if (err) {
       CHECK_EQ(err, -ENOMEM);
@@ -88,7 +87,7 @@ static void test_a_map_without_memory_leaves_nothing(void) {
     pt_destroy(&pt);
     CHECK_EQ(stats.table_bytes, 0);
   } while (err);
-  CHECK(alloc_fail_nth(0));
+  CHECK(iofs_fail_allocation(0));
   CHECK_EQ(n, 1 + 6); /* two tables of level 2 … 6 tables beside the root */
 }
 

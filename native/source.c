@@ -101,20 +101,16 @@ static int find_in_file_vma(const struct pages *pages, uint64_t first, uint64_t 
                             const struct vma *vma, uint64_t offset, struct segment_list *list) {
   struct memfile *file = NULL;
   uint64_t size, length = (last - first + 1) << PAGE_LG2;
-  int shared = vma->flags & VMA_SHARED;
-  int memory = shared && memfile_is_on(pages->mm, vma->major, vma->minor);
+  int err = vma->flags & VMA_SHARED ? memfile_of_vma(pages->mm, vma, &file) : 0;
 
   /* writable_file_mapping_allowed(): write-back of the file would miss what devices write. */
-  if (shared && pages->writable && !memory)
+  if (err == -EINVAL && pages->writable)
     return -EFAULT;
-  if (memory && !memfile_of_vma(pages->mm, vma, &file))
+  if (file)
     size = memfile_size(file);
-  else {
-    int err = check_file(pages, vma, &size);
-    if (err)
-      return err;
-  }
-  int err = offset > page_up(size) || length > page_up(size) - offset ? -EFAULT : 0;
+  else if ((err = check_file(pages, vma, &size)))
+    return err;
+  err = offset > page_up(size) || length > page_up(size) - offset ? -EFAULT : 0;
   if (!err && file && !append_window(list, first, last, file, offset)) {
     memfile_put(file);
     return 0;
@@ -136,8 +132,10 @@ static int find_user(const struct pages *pages, uint64_t first, uint64_t last,
     if (err)
       return err;
     end = min_u64(last, first + ((vma.end - address) >> PAGE_LG2) - 1);
-    err = vma.ino ? find_in_file_vma(pages, first, end, &vma, vma.offset + address - vma.start, list)
-                  : append(list, first, end, NULL, NULL);
+    if (vma.ino)
+      err = find_in_file_vma(pages, first, end, &vma, vma.offset + address - vma.start, list);
+    else
+      err = append(list, first, end, NULL, NULL);
     if (err)
       return err;
     first = end + 1;

@@ -76,7 +76,7 @@ static int is_memory_mount(const char *mountinfo, uint32_t major, uint32_t minor
   return found;
 }
 
-int memfile_is_on(const struct iofs_mm *mm, uint32_t major, uint32_t minor) {
+static int memfile_is_on(const struct iofs_mm *mm, uint32_t major, uint32_t minor) {
   char path[48];
   pthread_once(&once, learn_internal);
   for (unsigned i = 0; i < n_internal; i++)
@@ -123,48 +123,53 @@ static int open_link(const char *path) {
              : fd;
 }
 
-int memfile_of_fd(struct iofs_mm *mm, int fd, struct memfile **out) {
-  struct statx stat;
-  char path[48];
+/* The memfile that is known already, or a new one for what the link leads to. EINVAL: it is on no
+ * memory device; EFAULT: it is not that file any more. */
+static int find_or_open(struct iofs_mm *mm, dev_t dev, uint64_t ino, const char *link,
+                        struct memfile **out) {
+  struct stat stat;
   int err = 0;
-  /* Without DONT_SYNC a file of a dead FUSE server would keep us waiting. */
-  if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stat))
-    return -errno;
-  if (!S_ISREG(stat.stx_mode) || !memfile_is_on(mm, stat.stx_dev_major, stat.stx_dev_minor))
-    return -EINVAL;
-  dev_t dev = makedev(stat.stx_dev_major, stat.stx_dev_minor);
   pthread_mutex_lock(&lock);
-  if (!(*out = find(mm, dev, stat.stx_ino))) {
-    /* The client's descriptor may be read-only: that does not limit what a device may do. */
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int own = open_link(path);
-    err = own < 0 ? -errno : add(mm, dev, stat.stx_ino, own, out);
+  *out = find(mm, dev, ino);
+  pthread_mutex_unlock(&lock);
+  if (*out)
+    return 0;
+  if (!memfile_is_on(mm, major(dev), minor(dev)))
+    return -EINVAL;
+  int fd = open_link(link);
+  if (fd < 0)
+    return -errno;
+  if (fstat(fd, &stat) || stat.st_dev != dev || stat.st_ino != ino) {
+    close(fd);
+    return -EFAULT;
   }
+  pthread_mutex_lock(&lock);
+  if ((*out = find(mm, dev, ino))) /* another thread was faster */
+    close(fd);
+  else
+    err = add(mm, dev, ino, fd, out);
   pthread_mutex_unlock(&lock);
   return err;
 }
 
+int memfile_of_fd(struct iofs_mm *mm, int fd, struct memfile **out) {
+  struct statx stat;
+  char path[48];
+  /* Without DONT_SYNC a file of a dead FUSE server would keep us waiting. */
+  if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stat))
+    return -errno;
+  if (!S_ISREG(stat.stx_mode))
+    return -EINVAL;
+  /* The client's descriptor may be read-only: that does not limit what a device may do. */
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  return find_or_open(mm, makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino, path, out);
+}
+
 int memfile_of_vma(struct iofs_mm *mm, const struct vma *vma, struct memfile **out) {
   char path[80];
-  struct stat stat;
-  dev_t dev = makedev(vma->major, vma->minor);
-  int err = 0;
-  pthread_mutex_lock(&lock);
-  if (!(*out = find(mm, dev, vma->ino))) {
-    snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", mm->tgid,
-             (unsigned long long)vma->start, (unsigned long long)vma->end);
-    int fd = open_link(path);
-    if (fd < 0)
-      err = -EFAULT;
-    else if (fstat(fd, &stat) || stat.st_dev != dev || stat.st_ino != vma->ino) {
-      /* The process has another address space or another mapping by now. */
-      close(fd);
-      err = -EFAULT;
-    } else
-      err = add(mm, dev, vma->ino, fd, out);
-  }
-  pthread_mutex_unlock(&lock);
-  return err;
+  snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", mm->tgid,
+           (unsigned long long)vma->start, (unsigned long long)vma->end);
+  return find_or_open(mm, makedev(vma->major, vma->minor), vma->ino, path, out);
 }
 
 /* Under the lock. */
@@ -218,17 +223,23 @@ static int map(struct memfile *file, uint64_t start, uint64_t length, struct win
   return 0;
 }
 
+static uint64_t round_up(uint64_t bytes, uint64_t unit) {
+  return (bytes + unit - 1) & ~(unit - 1);
+}
+
 /* Under the lock. */
 static int add_window(struct memfile *file, uint64_t offset, uint64_t length, struct window **out) {
-  uint64_t size = memfile_size(file), start = offset & ~(PIECE - 1);
-  uint64_t end = (offset + length + PIECE - 1) & ~(PIECE - 1);
+  uint64_t start = offset & ~(PIECE - 1), end = round_up(offset + length, PIECE);
+  uint64_t size = round_up(memfile_size(file), PAGE_SIZE);
   struct window *window = alloc_zeroed(sizeof *window);
   if (!window)
     return -ENOMEM;
-  if (size <= WHOLE && offset + length <= size) {
+  if (size < offset + length) /* cut short since it was looked at */
+    size = offset + length;
+  if (size <= WHOLE)
     start = 0;
-    end = (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
-  }
+  if (size <= WHOLE || end > size) /* further, and hugetlbfs would enlarge the file */
+    end = size;
   guard_install();
   int err = map(file, start, end - start, window);
   if (err) {

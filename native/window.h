@@ -22,11 +22,9 @@ struct window {
   int writable;
 };
 
-/* Whether files of the device are memory. The process's mounts say what the kernel's own do not. */
-int memfile_is_on(const struct iofs_mm *mm, uint32_t major, uint32_t minor);
-
-/* The file behind a descriptor of ours (EINVAL: not memory), or behind a mapping of the client
- * that is on a memory device (EFAULT: cannot be had). Also EMFILE, ENOMEM. */
+/* The file behind a descriptor of ours, or behind a shared mapping of the client. EINVAL: it is no
+ * memory, and nobody asked its file system, which might never answer; other errors: it cannot be
+ * had. */
 int memfile_of_fd(struct iofs_mm *mm, int fd, struct memfile **out);
 int memfile_of_vma(struct iofs_mm *mm, const struct vma *vma, struct memfile **out);
 void memfile_put(struct memfile *file);
