@@ -23,7 +23,7 @@ struct iofs_mm {
   uint64_t locked;        /* pages charged in mode MM; under the lock of charge.c */
   uint64_t memlock_limit; /* bytes, the last RLIMIT_MEMLOCK seen; under the lock of charge.c */
   size_t auxv_size;
-  unsigned char auxv[512]; /* holds addresses chosen by exec: tells one address space from the next */
+  unsigned char auxv[512]; /* addresses chosen by exec: tells address spaces apart */
 };
 
 enum vma_flags { VMA_READ = 1, VMA_WRITE = 2, VMA_EXEC = 4, VMA_SHARED = 8 };
