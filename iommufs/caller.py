@@ -35,14 +35,17 @@ class Mm:
         return bool(lib.iofs_mm_alive(self.handle))
 
 
-def _read_status(thread: int | str) -> dict[str, str]:
-    """The fields of /proc/<thread>/status; ESRCH."""
+def _read_status(thread: int | str) -> str:
+    """The text of /proc/<thread>/status; ESRCH."""
     try:
         with open(f"/proc/{thread}/status", encoding="ascii", errors="replace") as file:
-            fields = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+            return file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise UapiError(errno.ESRCH, f"thread {thread} is gone") from None
-    return {key: value.strip() for key, value in fields.items()}
+
+
+def _field(status: str, key: str) -> str:
+    return status.partition(f"\n{key}:\t")[2].partition("\n")[0]
 
 
 class Caller:
@@ -55,7 +58,7 @@ class Caller:
         self.tid = tid
         self.uid = uid
         self.gid = gid
-        self._status_fields: dict[str, str] = {}
+        self._status_text = ""
 
     async def read_some(self, address: int, length: int) -> bytes:
         """What can be read of [address, address + length) before the first unreadable page."""
@@ -86,9 +89,9 @@ class Caller:
             raise UapiError(errno.EFAULT, f"client memory at {address + done:#x}")
 
     def _status(self, key: str) -> str:
-        if not self._status_fields:
-            self._status_fields = _read_status(self.tid)
-        return self._status_fields[key]
+        if not self._status_text:
+            self._status_text = _read_status(self.tid)
+        return _field(self._status_text, key)
 
     @property
     def tgid(self) -> int:
@@ -103,7 +106,7 @@ class Caller:
         """
         effective = int(self._status("CapEff"), 16)
         if not effective >> capability & 1:
-            obtainable = int(_read_status("self")["CapBnd"], 16)
+            obtainable = int(_field(_read_status("self"), "CapBnd"), 16)
             if obtainable >> capability & 1 or effective != obtainable:
                 return False
         mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))
