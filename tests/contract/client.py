@@ -1,7 +1,8 @@
 """A client of /dev/iommu for contract tests: the test's own process, in one of two places.
 
-ProcessClient calls the dispatcher directly; a client of a mount goes through real system calls to a
-server in another process. The memory is the test's own in both cases, so a case is written once.
+ProcessClient calls the dispatcher directly; MountClient (mount_client.py) makes real system calls,
+which a server in another process answers. The memory is the test's own in both, so a case is
+written once.
 """
 
 import contextlib
@@ -37,7 +38,6 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
 class Memory:

@@ -4,16 +4,28 @@ import pytest
 
 from iommufs.iommufd.ctx import statistics
 from tests.contract.client import Memory, ProcessClient
+from tests.contract.mount_client import MountClient, MountServer
 
 
-@pytest.fixture(params=["prefetched", "unread"])
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    server = MountServer(tmp_path_factory.mktemp("mount"))
+    yield server
+    server.end()
+
+
+@pytest.fixture(params=["prefetched", "unread", pytest.param("mounted", marks=pytest.mark.mount)])
 async def client(request):
     """A client; after the test nothing that it made is left."""
-    before = statistics()
-    client = ProcessClient(prefetch=request.param == "prefetched")
+    if request.param == "mounted":
+        server = request.getfixturevalue("server")
+        client, count = MountClient(server.path), server.statistics
+    else:
+        client, count = ProcessClient(prefetch=request.param == "prefetched"), statistics
+    before = count()
     yield client
     await client.close_all()
-    after = statistics()
+    after = count()
     assert after == before, "something is left"
 
 

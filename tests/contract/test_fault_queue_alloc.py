@@ -8,6 +8,8 @@ from iommufs import uapi
 from tests.contract.client import refused
 
 KIND = uapi.IOMMU_FAULT_QUEUE_ALLOC, "iommu_fault_alloc"
+# The descriptor needs a launcher; through it: tests/e2e.
+pytestmark = pytest.mark.parametrize("client", ["prefetched", "unread"], indirect=True)
 FAULT_ID_VALID = uapi.IOMMU_HWPT_FAULT_ID_VALID
 
 

@@ -1,0 +1,47 @@
+"""A server for contract tests: the default machine, mounted on argv[1].
+
+Each line on stdin is answered by one on stdout with what lives now, as JSON; it ends with stdin.
+Warnings and errors go to stderr.
+"""
+
+import json
+import logging
+import sys
+
+import structlog
+import trio
+
+from iommufs import server, topology_file
+from iommufs.iommufd.ctx import statistics
+from iommufs.machine import Machine
+
+
+def say(what: object) -> None:
+    print(json.dumps(what), flush=True)
+
+
+async def main() -> None:
+    machine = Machine(topology_file.default())
+
+    async def answer() -> None:
+        async for _ in trio.lowlevel.FdStream(sys.stdin.fileno()):
+            machine_now = machine.statistics()
+            say([statistics(), machine_now["files"], machine_now["bound"]])
+        scope.cancel()
+
+    with trio.CancelScope() as scope:
+        await server.serve(
+            machine.root,
+            machine.files,
+            sys.argv[1],
+            ready=lambda: say("ready"),
+            tasks=[machine.run, answer],
+        )
+
+
+if __name__ == "__main__":
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    trio.run(main)
