@@ -6,16 +6,30 @@ than the request, except an `Mm`, which holds on to the address space itself.
 """
 
 import errno
+import functools
 import os
+from typing import Any
+
+import structlog
 
 from iommufs import jobs
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 
+log = structlog.get_logger(__name__)
+
 CAP_IPC_LOCK = 14
 CAP_SYS_RAWIO = 17
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
+
+
+@functools.cache
+def _tell_of_launcher() -> None:
+    log.warning(
+        "a call that returns a file descriptor failed with EOPNOTSUPP: start the program with "
+        "`iommufs run`"
+    )
 
 
 class Mm:
@@ -116,6 +130,16 @@ class Caller:
         """A duplicate, in this process, of the client's open file; EBADF. The caller closes it."""
         out = lib.iofs_client_fd(self.tid, fd)
         return check(out, f"fd {fd} of the client")
+
+    async def reserve_fd(self, open_file: Any) -> Any:
+        """A descriptor of an open file of ours, to be installed in the client (fdreturn.py).
+
+        Takes over the file, which is released even if this fails. This caller came through FUSE,
+        which cannot return descriptors: EOPNOTSUPP.
+        """
+        open_file.release()
+        _tell_of_launcher()
+        raise UapiError(errno.EOPNOTSUPP, "only `iommufs run` can return a descriptor")
 
     def mm(self) -> Mm:
         """A handle on the caller's address space as it is now; ESRCH, ENOMEM."""

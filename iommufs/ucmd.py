@@ -36,6 +36,29 @@ class Ucmd:
         size = min(self.user_size, ffi.sizeof(self.cmd[0]))
         await self.caller.write(self.arg, bytes(ffi.buffer(self.cmd, size)))
 
+    async def respond_with_fd(self, open_file: Any, field: str) -> None:
+        """Give the client a descriptor of an open file of ours, its number in a field; respond.
+
+        Takes over the file: it is released when the client closes it, or now if this raises, which
+        is after EOPNOTSUPP without the launcher, EMFILE, EFAULT. The client has nothing new then;
+        what else the handler made it unmakes.
+        """
+        with await self.caller.reserve_fd(open_file) as fd:
+            setattr(self.cmd, field, fd.number)
+            await self.respond()
+            if fd.install() != getattr(self.cmd, field):  # another thread had opened a file
+                setattr(self.cmd, field, fd.number)
+                await self.write_field(field)
+
+    async def install_fd(self, open_file: Any) -> int:
+        """Give the client a descriptor of an open file of ours: its number, the ioctl's result.
+
+        The last step of a handler. It takes over the file as respond_with_fd() does; EOPNOTSUPP
+        without the launcher, EMFILE.
+        """
+        with await self.caller.reserve_fd(open_file) as fd:
+            return fd.install()
+
     async def write_field(self, name: str) -> None:
         """Write one field of the structure back; EFAULT."""
         kind = ffi.typeof(self.cmd).item

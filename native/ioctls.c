@@ -125,6 +125,13 @@ void iofs_ioctls_release_answered(void) {
   notify();
 }
 
+void iofs_transport_releases(uint64_t *arrived, uint64_t *answered) {
+  pthread_mutex_lock(&lock);
+  *arrived = releases_arrived;
+  *answered = releases_answered;
+  pthread_mutex_unlock(&lock);
+}
+
 int iofs_transport_ioctl_fd(void) { return ready_fd; }
 
 int iofs_transport_next_ioctl(struct iofs_ioctl *out) {

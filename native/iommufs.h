@@ -300,7 +300,49 @@ int iofs_transport_has_passthrough(void);
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
 int iofs_transport_open(const char *path);
 
+/* RELEASEs that arrived since the mount, and how many of them are answered. */
+void iofs_transport_releases(uint64_t *arrived, uint64_t *answered);
+
 /* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
 void iofs_transport_unmount(void);
+
+/* ---- notices: ioctls whose answer is a file descriptor ------------------------------------------
+ *
+ * No FUSE server can give its caller a descriptor; whoever listens to a seccomp filter can. The
+ * filter, installed once in the process that becomes the client and inherited by all it starts,
+ * makes the caller of one of the given ioctls wait, and its listener hears of it. Every other
+ * system call costs what the filter costs, or nothing where the kernel knows the filter's answer.
+ */
+struct iofs_bpf { /* one instruction, laid out as Linux does */
+  uint16_t code;
+  uint8_t jt, jf;
+  uint32_t k;
+};
+
+struct iofs_notice {
+  uint64_t id; /* names the notice in the answer */
+  uint64_t arg;
+  int32_t tid;     /* thread id of the caller */
+  int32_t fd;
+  uint32_t cmd;
+  uint32_t compat; /* 1: a 32-bit or x32 system call */
+};
+
+/* The filter for n requests (64 at most): the number of its instructions. E2BIG. */
+int iofs_seccomp_program(const uint32_t *requests, size_t n, struct iofs_bpf *out, size_t size);
+/* Put it on this thread and what it starts from now on: the listener, close-on-exec. EACCES: needs
+ * CAP_SYS_ADMIN; EBUSY: an outer filter has a listener, Linux allows one; EINVAL, ENOMEM. */
+int iofs_seccomp_install(const uint32_t *requests, size_t n);
+
+/* 1: written; 0: none after all. May wait unless the listener polls readable. */
+int iofs_notice_receive(int listener, struct iofs_notice *out);
+/* 1 while the caller waits: what is known of its thread id by then was true of it. */
+int iofs_notice_is_valid(int listener, uint64_t id);
+/* The three answers. ENOENT: the caller was killed. Continue: the kernel carries out the ioctl. */
+int iofs_notice_continue(int listener, uint64_t id);
+int iofs_notice_answer(int listener, uint64_t id, int64_t result); /* or -errno */
+/* Install a duplicate of fd, close-on-exec, in the caller, whose ioctl is still to be answered:
+ * its number there. EMFILE: its RLIMIT_NOFILE. */
+int iofs_notice_add_fd(int listener, uint64_t id, int fd);
 
 #endif

@@ -56,17 +56,25 @@ class IoctlPump:
         del self._running[unique]
         lib.iofs_transport_answer_ioctl(unique, result)
 
-    async def _result(
-        self, fh: int, caller: Caller, cmd: int, arg: int, prefetched: bytes, compat: bool
-    ) -> int:
+    async def _result(self, fh: int, *request: Any) -> int:
         try:
             file = self._files[fh]
-            if compat and file.table == "iommufd":
-                raise UapiError(errno.ENOTTY, "iommufd has no ioctls for 32-bit callers")
-            return await dispatch.ioctl(file, caller, cmd, arg, prefetched)
         except UapiError as error:
-            log.debug("ioctl refused", cmd=hex(cmd), tid=caller.tid, error=str(error))
             return -error.errno
-        except Exception:
-            log.exception("an ioctl failed", cmd=hex(cmd), tid=caller.tid)
-            return -errno.EIO
+        return await result_of(file, *request)
+
+
+async def result_of(
+    file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes = b"", compat: bool = False
+) -> int:
+    """Carry out an ioctl on one of our open files; its result or -errno, never an exception."""
+    try:
+        if compat and file.table == "iommufd":
+            raise UapiError(errno.ENOTTY, "iommufd has no ioctls for 32-bit callers")
+        return await dispatch.ioctl(file, caller, cmd, arg, prefetched)
+    except UapiError as error:
+        log.debug("ioctl refused", cmd=hex(cmd), tid=caller.tid, error=str(error))
+        return -error.errno
+    except Exception:
+        log.exception("an ioctl failed", cmd=hex(cmd), tid=caller.tid)
+        return -errno.EIO

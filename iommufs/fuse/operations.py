@@ -135,6 +135,13 @@ class Operations(pyfuse3.Operations):
         self._published[token] = open_file
         return f"{ANONYMOUS}/{token}"
 
+    def withdraw(self, token: str) -> bool:
+        """Take a published file back; whether it was there still: not opened."""
+        if token not in self._published:
+            return False
+        self._take(token, 0)
+        return True
+
     def _take(self, token: str, flags: int) -> Any:
         del self._anonymous.entries[token]
         return self._published.pop(token)

@@ -1,0 +1,171 @@
+"""Ioctls that return a file descriptor, under `iommufs run`.
+
+A FUSE server cannot put a descriptor into its caller; the listener of a seccomp filter can. The
+filter of a run (seccomp.py) makes the callers of certain ioctls wait for us: on files that are not
+ours the kernel carries on; on ours the ordinary dispatcher runs, with a caller for which
+`Ucmd.install_fd` and its kin work.
+
+Linux reserves a number, writes the structure, and installs the file last, so that an EFAULT leaves
+nothing behind. A number cannot be reserved from outside; the lowest free one is foretold instead,
+and should another thread of the client be quicker, the structure is written a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import resource
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from iommufs import uapi
+from iommufs._native import ffi, lib
+from iommufs.caller import Caller
+from iommufs.errors import UapiError, check
+from iommufs.files import OpenFiles
+from iommufs.fuse.ioctl import result_of
+
+if TYPE_CHECKING:
+    from iommufs.fuse.operations import Operations
+
+log = structlog.get_logger(__name__)
+
+_FEATURES = {
+    uapi.VFIO_DEVICE_FEATURE_SET | uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
+    uapi.VFIO_DEVICE_FEATURE_GET | uapi.VFIO_DEVICE_FEATURE_DMA_BUF,
+}
+_TEST_OPS = {uapi.IOMMU_TEST_OP_CREATE_ACCESS, uapi.IOMMU_TEST_OP_DMABUF_GET}
+
+
+async def may_return_fd(caller: Caller, cmd: int, arg: int) -> bool:
+    """Whether this call of one of seccomp.REQUESTS is of the kind that returns a descriptor."""
+    if cmd not in (uapi.VFIO_DEVICE_FEATURE, uapi.IOMMU_TEST_CMD):
+        return True
+    head = await caller.read_some(arg, 8)
+    word = int.from_bytes(head[4:8], "little")
+    if cmd == uapi.IOMMU_TEST_CMD:
+        return word in _TEST_OPS
+    return word in _FEATURES
+
+
+class FdReturner:
+    """The listener's end: answers the notices of one run."""
+
+    def __init__(self, files: OpenFiles, operations: Operations, mount: str) -> None:
+        self._files = files
+        self._operations = operations
+        self._mount = mount
+        self._tokens = itertools.count()
+
+    async def run(self, listener: int) -> None:
+        """Answer until cancelled; owns the listener."""
+        notice = ffi.new("struct iofs_notice *")
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await trio.lowlevel.wait_readable(listener)
+                    if check(lib.iofs_notice_receive(listener, notice), "a notice of the filter"):
+                        copy = ffi.new("struct iofs_notice *", notice[0])
+                        nursery.start_soon(self._answer, listener, copy)
+        finally:
+            os.close(listener)
+
+    async def _answer(self, listener: int, notice: Any) -> None:
+        caller = NotifiedCaller(self, listener, notice)
+        file = self._file_of(caller, notice.fd)
+        if file is None or not await may_return_fd(caller, notice.cmd, notice.arg):
+            lib.iofs_notice_continue(listener, notice.id)
+            return
+        await _releases_done()
+        result = await result_of(file, caller, notice.cmd, notice.arg, compat=bool(notice.compat))
+        lib.iofs_notice_answer(listener, notice.id, result)
+
+    def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
+        try:
+            file = self._files.resolve(caller, fd)
+        except UapiError:
+            return None  # the kernel finds the same
+        return file if caller.is_valid else None
+
+    async def open(self, open_file: Any) -> int:
+        """A descriptor of ours for an open file; its close is the release. Takes over the file."""
+        token = str(next(self._tokens))
+        path = os.path.join(self._mount, self._operations.publish(token, open_file))
+        fd = await trio.to_thread.run_sync(lib.iofs_transport_open, os.fsencode(path))
+        if fd < 0 and self._operations.withdraw(token):
+            open_file.release()
+        return check(fd, "a descriptor of our own")
+
+
+async def _releases_done() -> None:
+    """Wait until what was closed before this call is released: ioctls through FUSE do the same."""
+    arrived, answered = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    lib.iofs_transport_releases(arrived, answered)
+    target = arrived[0]
+    while answered[0] < target:
+        await trio.lowlevel.checkpoint()
+        lib.iofs_transport_releases(arrived, answered)
+
+
+class NotifiedCaller(Caller):
+    """The thread behind a notice: one that can be given descriptors."""
+
+    def __init__(self, returner: FdReturner, listener: int, notice: Any) -> None:
+        super().__init__(notice.tid)
+        self._returner = returner
+        self._listener = listener
+        self._id = notice.id
+        with contextlib.suppress(UapiError, OSError):  # gone: its notice is void too
+            self.uid, self.gid = (int(self._status(key).split()[3]) for key in ("Uid", "Gid"))
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it still waits for this notice's answer."""
+        return bool(lib.iofs_notice_is_valid(self._listener, self._id))
+
+    async def reserve_fd(self, open_file: Any) -> ReservedFd:
+        try:
+            number = self._lowest_free_fd()
+        except BaseException:
+            open_file.release()
+            raise
+        return ReservedFd(self, number, await self._returner.open(open_file))
+
+    def _lowest_free_fd(self) -> int:
+        taken = {int(name) for name in os.listdir(f"/proc/{self.tid}/fd")}
+        number = next(fd for fd in itertools.count() if fd not in taken)
+        limit, _ = resource.prlimit(self.tid, resource.RLIMIT_NOFILE)
+        if number >= limit:
+            raise UapiError(errno.EMFILE, f"all {limit} descriptors are in use")
+        return number
+
+    def add_fd(self, fd: int) -> int:
+        """Install a duplicate of a descriptor of ours; EMFILE, ENOENT: the caller is gone."""
+        return check(lib.iofs_notice_add_fd(self._listener, self._id, fd), "a descriptor")
+
+
+class ReservedFd:
+    """A descriptor that is about to become the caller's; closes what was not installed.
+
+    number  which it will be, unless another thread of the client takes that one first
+    """
+
+    def __init__(self, caller: NotifiedCaller, number: int, fd: int) -> None:
+        self.number = number
+        self._caller = caller
+        self._fd = fd
+
+    def __enter__(self) -> ReservedFd:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._fd)
+
+    def install(self) -> int:
+        """Give it to the caller, close-on-exec; the number that it has become. EMFILE, ENOENT."""
+        self.number = self._caller.add_fd(self._fd)
+        return self.number
