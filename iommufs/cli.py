@@ -1,0 +1,177 @@
+"""The command line. Whatever takes time to import is imported where it is needed."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from iommufs import launcher
+
+if TYPE_CHECKING:
+    from iommufs.fuse.operations import Operations
+
+LEVELS = ("debug", "info", "warning", "error")
+USAGE = 2
+
+_config = click.option(
+    "--config", metavar="FILE", help="The machine, in TOML; without it, the default one."
+)
+_log_level = click.option(
+    "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True
+)
+
+
+@click.group(help="A working /dev/iommu and VFIO devices on any Linux machine, in userspace.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False,
+    callback=lambda context, option, wanted: _print_version(context) if wanted else None,
+    help="Show the version and exit.",
+)  # fmt: skip
+def commands() -> None:
+    pass
+
+
+def _print_version(context: click.Context) -> None:
+    from importlib import metadata
+
+    try:
+        version = metadata.version("iommufs")
+    except metadata.PackageNotFoundError:
+        version = "(not installed)"
+    click.echo(f"iommufs {version}")
+    context.exit()
+
+
+@commands.command(context_settings={"allow_interspersed_args": False})
+@_config
+@_log_level
+@click.argument("command", metavar="[--] CMD...", nargs=-1, type=click.UNPROCESSED)
+def run(config: str | None, log_level: str, command: tuple[str, ...]) -> int:
+    """Run CMD with our /dev/iommu, /dev/vfio and PCI devices in place of the machine's.
+
+    Exits with CMD's status, 128 + N if signal N killed it; 127 if CMD is not found, 126 if it
+    cannot be executed, 125 if iommufs itself fails.
+    """
+    if not command:
+        raise click.UsageError("no command to run")
+    return launcher.launch(list(command), functools.partial(_run_server, config, log_level))
+
+
+@commands.command()
+@_config
+@_log_level
+@click.argument("directory", metavar="DIR")
+def mount(config: str | None, log_level: str, directory: str) -> int:
+    """Serve the tree on DIR until SIGTERM or SIGINT; says so when it is ready."""
+    launcher.check_machine()
+    directory = os.path.abspath(directory)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
+    except OSError as error:
+        hint = "; a server was killed: umount it first" if error.errno == errno.ENOTCONN else ""
+        raise launcher.LaunchError(f"{directory}: {error.strerror}{hint}") from None
+    if not is_directory:
+        raise launcher.LaunchError(f"{directory}: not a directory")
+    import trio
+
+    from iommufs import logs
+
+    logs.configure(log_level)
+    trio.run(_serve_mount, config, directory)
+    return 0
+
+
+def _run_server(
+    config: str | None, log_level: str, front: socket.socket, link: socket.socket, client: int
+) -> int:
+    from iommufs import logs
+    from iommufs.run_server import RunServer
+
+    logs.configure(log_level)
+    return RunServer(front, link, client, functools.partial(_serve_run, config)).run()
+
+
+async def _serve_run(
+    config: str | None,
+    tree: str,
+    ready: Callable[[], None],
+    take_listener: Callable[[], Awaitable[int | None]],
+) -> None:
+    from iommufs import machine, server
+    from iommufs.fdreturn import FdReturner
+
+    made = machine.load(config)
+    returners: list[FdReturner] = []
+
+    def on_operations(operations: Operations) -> None:
+        returners.append(FdReturner(made.files, operations, tree))
+
+    async def return_fds() -> None:
+        listener = await take_listener()
+        if listener is not None:
+            await returners[0].run(listener)
+
+    await server.serve(
+        *(made.root, made.files, tree),
+        ready=ready,
+        tasks=[made.run, return_fds],
+        on_operations=on_operations,
+    )
+
+
+async def _serve_mount(config: str | None, directory: str) -> None:
+    import trio
+
+    from iommufs import machine, server
+
+    def ready() -> None:
+        print(f"iommufs: serving on {directory}", flush=True)
+
+    made = machine.load(config)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+
+            async def stop_at_signal() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_at_signal)
+            await server.serve(made.root, made.files, directory, ready=ready, tasks=[made.run])
+            nursery.cancel_scope.cancel()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: every failure is one line on stderr and an exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    is_run = arguments[:1] == ["run"]
+    try:
+        status = commands.main(arguments, prog_name="iommufs", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(USAGE)
+    except click.UsageError as error:
+        hint = f"see {error.ctx.command_path if error.ctx else 'iommufs'} --help"
+        _fail(f"{error.format_message()} ({hint})", launcher.FAILED if is_run else USAGE)
+    except click.Abort:
+        sys.exit(128 + signal.SIGINT)
+    except launcher.LaunchError as error:
+        _fail(str(error), launcher.FAILED if is_run else 1)
+    sys.exit(status)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    print(f"iommufs: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

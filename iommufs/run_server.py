@@ -1,0 +1,121 @@
+"""The server process of a run: serves the tree until the last process of the run has ended."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from iommufs import namespace
+from iommufs.launcher import FAILED
+
+log = structlog.get_logger(__name__)
+
+# Serves the tree at a directory; calls the second argument when the tree can be used; the third
+# gives, later, the listener of the client's filter, or None.
+Serve = Callable[[str, Callable[[], None], Callable[[], Awaitable[int | None]]], Awaitable[None]]
+
+
+class RunServer:
+    """The server between its front and its client; see launcher.py for their messages."""
+
+    def __init__(
+        self, front: socket.socket, link: socket.socket, client: int, serve: Serve
+    ) -> None:
+        self.front = front
+        self.link = link
+        self.client: int | None = client
+        self.serve = serve
+        self.is_ready = False
+
+    def run(self) -> int:
+        """Returns the exit status of the server."""
+        try:
+            trio.run(self._main)
+        except Exception as error:
+            return self._report(error)
+        return 0
+
+    def _report(self, error: Exception) -> int:
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if self.is_ready:
+            log.error("the server failed", exc_info=error)
+        else:
+            log.debug("the server did not start", exc_info=error)
+            text = str(error) or type(error).__name__
+            self._tell_front(f"failed {' '.join(text.split())}")
+        return FAILED
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_front)
+            nursery.start_soon(self.serve, namespace.TREE, self._ready, self._take_listener)
+            await self._reap()
+            nursery.cancel_scope.cancel()
+
+    def _ready(self) -> None:
+        self.is_ready = True
+        with contextlib.suppress(OSError):  # killed meanwhile: it is reaped
+            self.link.send(b"ready")
+
+    async def _take_listener(self) -> int | None:
+        """The listener of the client's filter, when it comes; None if there will be none."""
+        await trio.lowlevel.wait_readable(self.link)
+        message, fds, _, _ = socket.recv_fds(self.link, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        word, _, why = message.decode().partition(" ")
+        if word == "failed":
+            self._tell_front(message.decode())
+        elif word == "unfiltered":
+            log.warning(
+                "ioctls that return file descriptors will fail with EOPNOTSUPP: the seccomp filter "
+                "cannot be installed",
+                reason=why,
+            )
+        return fds[0] if fds else None
+
+    async def _watch_front(self) -> None:
+        """A front that was killed: the user means the client."""
+        await trio.socket.from_stdlib_socket(self.front).recv(1)
+        if self.client is not None:
+            os.kill(self.client, signal.SIGKILL)
+
+    async def _reap(self) -> None:
+        """Collect our children, born or adopted, until there are none."""
+        with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+            while self._reap_those_ended():
+                await anext(signals)
+
+    def _reap_those_ended(self) -> bool:
+        """Whether there are children left."""
+        status = None
+        left = True
+        while left:
+            try:
+                pid, found = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                left = False
+                break
+            if pid == 0:
+                break
+            if pid == self.client and os.WIFSTOPPED(found):
+                self._tell_front(f"stopped {os.WSTOPSIG(found)}")
+            elif pid == self.client:
+                self.client, status = None, found
+        if status is not None:
+            self._client_ended(status, alone=not left)
+        return left
+
+    def _client_ended(self, status: int, alone: bool) -> None:
+        self._tell_front(f"exited {status} {int(alone)}")
+        if not alone:  # the user's files are not ours any longer
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, 2, inheritable=False)
+            os.close(null)
+
+    def _tell_front(self, message: str) -> None:
+        with contextlib.suppress(OSError):  # killed: nobody waits for it
+            self.front.send(message.encode())

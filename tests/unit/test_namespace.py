@@ -1,0 +1,70 @@
+"""What the composed /sys consists of, on directories that stand for the machine's and ours."""
+
+import os
+
+import pytest
+
+from iommufs.namespace import MERGED, Composer
+
+
+@pytest.fixture
+def sys_pair(tmp_path):
+    """(machine, ours): a machine with a disk behind a PCI root that we have too."""
+    directories = [
+        "machine/devices/pci0000:00/0000:00:02.0/virtio1/block/vda",
+        "machine/devices/pci0000:80",
+        "machine/devices/virtual/net/lo",
+        *("machine/class/net", "machine/class/tty", "machine/bus/virtio/devices"),
+        *("machine/bus/pci/devices", "machine/module/kvm", "machine/dev/block", "machine/block"),
+        *("ours/bus/pci/devices", "ours/devices/pci0000:00", "ours/class/vfio-dev"),
+        *("ours/module/vfio", "ours/dev/char"),
+    ]
+    for directory in directories:
+        (tmp_path / directory).mkdir(parents=True)
+    links = {
+        "class/net/lo": "../../devices/virtual/net/lo",
+        "class/net/eth0": "../../devices/pci0000:00/0000:00:02.0/virtio1/net/eth0",
+        "class/tty/tty0": "../../devices/virtual/tty/tty0",
+        "bus/virtio/devices/virtio1": "../../../devices/pci0000:00/0000:00:02.0/virtio1",
+        "bus/pci/devices/0000:00:02.0": "../../../devices/pci0000:00/0000:00:02.0",
+        "block/vda": "../devices/pci0000:00/0000:00:02.0/virtio1/block/vda",
+        "dev/block/254:0": "../../devices/pci0000:00/0000:00:02.0/virtio1/block/vda",
+    }
+    for name, target in links.items():
+        os.symlink(target, tmp_path / "machine" / name)
+    return str(tmp_path / "machine"), str(tmp_path / "ours")
+
+
+def test_only_a_root_that_ours_cover_moves(sys_pair):
+    assert Composer(*sys_pair, MERGED["sys"]).moved == {"pci0000:00": "machine-pci0000:00"}
+
+
+def test_links_follow_the_moved_root(sys_pair):
+    turn = Composer(*sys_pair, MERGED["sys"]).turn
+    assert turn("../devices/pci0000:00/0000:00:02.0/x") == (
+        "../devices/machine-pci0000:00/0000:00:02.0/x"
+    )
+    assert turn("../../devices/pci0000:00") == "../../devices/machine-pci0000:00"
+    for other in "../devices/pci0000:80/x", "../../devices/virtual/net/lo", "../pci0000:00", "x":
+        assert turn(other) == other
+
+
+def test_directories_are_opened_where_both_have_entries_or_links_must_turn(sys_pair):
+    assert Composer(*sys_pair, MERGED["sys"]).opened == {
+        *("", "bus", "class", "devices", "dev", "module"),
+        *("class/net", "bus/virtio", "bus/virtio/devices", "block", "dev/block"),
+    }
+
+
+def test_nothing_is_opened_for_links_where_no_root_is_covered(sys_pair):
+    machine, ours = sys_pair
+    os.rmdir(f"{ours}/devices/pci0000:00")
+    composer = Composer(machine, ours, MERGED["sys"])
+    assert composer.moved == {}
+    assert composer.opened == {"", "bus", "class", "devices", "dev", "module"}
+
+
+def test_a_machine_without_a_directory_of_ours_is_fine(sys_pair, tmp_path):
+    machine = tmp_path / "bare"
+    machine.mkdir()
+    assert Composer(str(machine), sys_pair[1], MERGED["sys"]).opened == {""}
