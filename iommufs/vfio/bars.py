@@ -7,6 +7,7 @@ pages here.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import Any
@@ -21,13 +22,17 @@ PAGE_SIZE = 4096
 # How long the poller of stores sleeps at most when a device is idle.
 WATCH_SLEEP_US = 1000
 
+_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
 
 class BarMemory:
     """The memfd and our mappings of it. `fd` is what clients map."""
 
     def __init__(self, bars: dict[int, Bar]) -> None:
-        self.fd = os.memfd_create("iommufs-bars", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("iommufs-bars", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, N_REGIONS << OFFSET_SHIFT)
+        # A privileged client can open what it has mapped; it must not shrink it under our feet.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
         self._maps: dict[int, mmap.mmap] = {}
         self._sizes: dict[int, int] = {}
         self._watches: dict[int, Any] = {}

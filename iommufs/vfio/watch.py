@@ -10,6 +10,9 @@ import trio
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError
 
+# A client that stores faster than its model takes it in keeps nobody else waiting for longer.
+AT_ONCE = 64
+
 _regions: list[tuple[Any, int]] = []
 _cookies: dict[tuple[Any, int], int] = {}
 
@@ -23,10 +26,12 @@ def cookie(function: Any, index: int) -> int:
     return _cookies[key]
 
 
-def drain() -> None:
+def drain(limit: int) -> None:
     """Pass on what the poller has seen; nothing for a device that is not open any more."""
     event = ffi.new("struct iofs_watch_event *")
-    while lib.iofs_watch_next(event):
+    for _ in range(limit):
+        if not lib.iofs_watch_next(event):
+            break
         function, index = _regions[event.cookie]
         if function.irqs is not None:
             with contextlib.suppress(UapiError):  # the model failed, which is reported
@@ -38,4 +43,4 @@ async def pump() -> None:
     fd = lib.iofs_watch_fd()
     while True:
         await trio.lowlevel.wait_readable(fd)
-        drain()
+        drain(AT_ONCE)

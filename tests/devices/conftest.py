@@ -108,6 +108,11 @@ class FakeHost:
         while self._tasks:
             self.step()
 
+    @property
+    def running(self):
+        """How many tasks have not ended."""
+        return len(self._tasks)
+
     def cancel(self):
         """What comes before a reset or a close."""
         for task in self._tasks:
@@ -133,3 +138,9 @@ class FakeHost:
 @pytest.fixture
 def host():
     return FakeHost()
+
+
+@pytest.fixture
+def make_host():
+    """For tests that need one for each example."""
+    return FakeHost

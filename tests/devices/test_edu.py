@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from iommufs.devices.edu import REGISTERS, Edu, width
 
@@ -393,3 +395,65 @@ def test_the_next_client_finds_the_registers_of_the_last(host, edu):
     assert edu.read(0, 4, 4) == 0xFFFFEDCB
     assert edu.read(0, 0x20, 4) == 0
     assert host.load(0, 4, 4) == 0xFFFFEDCB
+
+
+# -- anything at all -------------------------------------------------------------------------------
+
+registers = st.sampled_from([*REGISTERS, 0x0C, 0x28, 0x84, 0x9C, 0xA0, 0xFFFF8])
+values = st.one_of(
+    st.integers(0, 255),
+    st.integers(BUFFER - 4, BUFFER + PAGE + 4),
+    st.sampled_from([0x10000, 0x10FF0, 0x11000, 0xFFFFFFF, ONES4, ONES8]),
+    st.integers(0, ONES8),
+)
+accesses = st.one_of(
+    st.tuples(st.just("write"), registers, st.sampled_from([1, 2, 4, 8]), values),
+    st.tuples(st.just("mapped"), st.sampled_from(REGISTERS), values),
+    st.tuples(st.just("step")),
+    st.tuples(st.just("reset")),
+    st.tuples(st.just("reopen")),
+    st.tuples(st.just("msi"), st.booleans()),
+)
+
+
+# The fixture is a function without state of its own.
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(sequence=st.lists(accesses, max_size=60))
+def test_whatever_a_client_does_reads_and_loads_agree(make_host, sequence):
+    host = make_host()
+    host.slow = True
+    host.map(0x10000, b"x" * PAGE)
+    edu = host.plug(Edu(host, {}))
+    for what, *arguments in sequence:
+        if what == "write":
+            offset, size, value = arguments
+            edu.write(0, offset, size, value & ((1 << 8 * size) - 1))
+        elif what == "mapped":
+            register, value = arguments
+            size = width(register)
+            value &= (1 << 8 * size) - 1
+            host.store(0, register, size, value)
+            edu.write(0, register, size, value)
+        elif what == "step":
+            host.step()
+        elif what == "msi":
+            host.msi_on = arguments[0]
+        else:
+            host.cancel()
+            if what == "reset":
+                edu.reset()
+            else:
+                edu.close()
+                edu.open()
+        for register in REGISTERS:
+            size = width(register)
+            assert host.load(0, register, size) == edu.read(0, register, size)
+        computing, running = edu.read(0, 0x20, 4) & 1, edu.read(0, 0x98, 8) & 1
+        assert computing + running == host.running
+    host.finish()
+    assert edu.read(0, 0x20, 4) & 1 == edu.read(0, 0x98, 8) & 1 == 0

@@ -1,6 +1,7 @@
 """Machines made of topologies: what is shared, what is refused, what runs in the background."""
 
 import errno
+import os
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from iommufs.errors import UapiError
 from iommufs.fuse.nodes import DeviceNode, lookup
 from iommufs.iommufd.iommu import RegionType
 from iommufs.topology import TopologyError
+from iommufs.vfio import watch
 
 
 @pytest.fixture
@@ -183,6 +185,30 @@ async def test_stores_of_a_client_reach_the_model_through_the_poller(nursery):
     assert int.from_bytes(function.host.bar(0)[4:8], "little") == 0xEDCBA987
     function.bars.forget_watches()
     nursery.cancel_scope.cancel()
+
+
+def test_a_storm_of_stores_is_taken_in_by_and_by():
+    """So that a client which never rests does not stop the others."""
+    function = machine.load(None).devices[0].function
+    function.irqs = object()
+    function.model.open()
+    written = []
+    function.model.write = lambda *args: written.append(args)
+    for value in range(1, 101):
+        # A client's store, found out by the model's own over it at the latest.
+        function.host.bar(0)[4:8] = value.to_bytes(4, "little")
+        function.host.store(0, 4, 4, 0)
+    watch.drain(64)
+    assert len(written) == 64
+    watch.drain(64)
+    assert written == [(0, 4, 4, value) for value in range(1, 101)]
+    function.bars.forget_watches()
+
+
+def test_the_memory_behind_bars_cannot_be_cut_short():
+    device = machine.load(None).devices[0]
+    with pytest.raises(PermissionError):
+        os.ftruncate(device.backing_fd, 4096)
 
 
 def test_statistics_name_what_lives():
