@@ -1,0 +1,107 @@
+"""The example drivers, unchanged, under `iommufs run`: they see what they see on real Linux.
+
+data/edu_driver.txt is what both printed in the reference guest, for the edu on its root bus.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = (Path(__file__).parent / "data" / "edu_driver.txt").read_text()
+BEHIND_THE_BRIDGE = "0000:04:01.0"
+LONG = 60  # seconds after which something hangs
+
+EDU_ONLY = """
+[[function]]
+bdf = "0000:00:01.0"
+model = "edu"
+"""
+
+
+@pytest.fixture(scope="session")
+def c_driver(tmp_path_factory):
+    program = tmp_path_factory.mktemp("examples") / "edu_driver"
+    source = ROOT / "examples" / "edu_driver.c"
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{ROOT / 'uapi'}"]
+    subprocess.run(["cc", *flags, "-o", program, source], check=True)
+    return [str(program)]
+
+
+@pytest.fixture(params=["c", "python"])
+def driver(request):
+    if request.param == "python":
+        return [sys.executable, str(ROOT / "examples" / "edu_driver.py")]
+    return request.getfixturevalue("c_driver")
+
+
+@pytest.fixture
+def run():
+    def run(*command, options=()):
+        return subprocess.run(
+            [sys.executable, "-m", "iommufs.cli", "run", *options, "--", *command],
+            cwd=ROOT, capture_output=True, text=True, timeout=LONG, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return run
+
+
+def test_driver_prints_what_it_prints_on_linux(run, driver):
+    result = run(*driver)
+    assert result.stdout == EXPECTED, result.stderr
+    assert result.returncode == 0
+    refused = [line for line in result.stderr.splitlines() if "DMA refused" in line]
+    assert [("iova=0xfffe000" in line, "iova=0x2000" in line) for line in refused] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    assert result.stderr.splitlines() == refused
+
+
+def test_driver_works_on_a_device_behind_a_bridge(run, driver):
+    result = run(*driver, BEHIND_THE_BRIDGE)
+    assert result.returncode == 0, result.stderr
+    first = EXPECTED.splitlines()[0]
+    found = first.replace("0000:00:06.0", BEHIND_THE_BRIDGE)
+    found = found.replace("group 5", "group 11").replace("vfio0", "vfio4")
+    assert result.stdout.splitlines() == [found, *EXPECTED.splitlines()[1:]]
+
+
+def test_driver_works_on_a_machine_described_in_three_lines(run, driver, tmp_path):
+    config = tmp_path / "machine.toml"
+    config.write_text(EDU_ONLY)
+    result = run(*driver, options=["--config", str(config)])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("found     0000:00:01.0 is 1234:11e8, IOMMU group 0, ")
+    assert result.stdout.endswith("done      all as it should be\n")
+
+
+def test_driver_says_in_one_line_that_there_is_no_device(run, driver):
+    result = run(*driver, "0000:00:1f.0")
+    assert (result.returncode, result.stdout) == (1, "")
+    name = Path(driver[-1]).name
+    assert result.stderr == f"{name}: no PCI device 1234:11e8 at 0000:00:1f.0\n"
+
+
+def test_two_drivers_at_once_have_a_device_each(run, c_driver):
+    both = f"{c_driver[0]} >/dev/null & {c_driver[0]} {BEHIND_THE_BRIDGE} >/dev/null && wait $!"
+    result = run("sh", "-c", f"{both}; a=$?; exit $a")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_second_driver_of_a_device_in_use_is_refused(run, c_driver):
+    program = """
+import fcntl, os, struct, subprocess, sys
+device = os.open("/dev/vfio/devices/vfio0", os.O_RDWR)
+iommufd = os.open("/dev/iommu", os.O_RDWR)
+fcntl.ioctl(device, 0x3B76, bytearray(struct.pack("IIiI", 16, 0, iommufd, 0)))
+sys.exit(subprocess.run(sys.argv[1:]).returncode)
+"""
+    result = run(sys.executable, "-c", program, *c_driver)
+    assert result.returncode == 1
+    assert result.stderr == "edu_driver: cannot bind 0000:00:06.0: Invalid argument\n"
