@@ -40,6 +40,7 @@ typedef unsigned long long __le64;
 
 COMPILE_ARGS = [
     *("-std=gnu11", "-O2", "-g", "-fvisibility=hidden", "-pthread"),
+    "-UNDEBUG",  # Python's own flags take assertions out
     *("-Wall", "-Wextra", "-Werror"),
     # cffi's generated code and Python's headers do not care about these two.
     *("-Wno-unused-parameter", "-Wno-missing-field-initializers"),
