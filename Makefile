@@ -15,7 +15,7 @@ set-up:
 	@scripts/set-up
 
 demo: set-up build/edu_driver
-	@.venv/bin/iommufs run -- build/edu_driver
+	.venv/bin/iommufs run -- build/edu_driver
 
 build/%: examples/%.c $(wildcard uapi/*.h) | set-up
 	@mkdir -p build

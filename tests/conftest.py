@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 import structlog
@@ -41,10 +42,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
-    left_out = [report for report in skipped if "mount" in report.keywords]
-    if left_out:
-        line = f"left out: {len(left_out)} tests that need a mount ({why_no_mount()})"
-        terminalreporter.write_line(line)
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"left out: {count} of the tests ({reason})")
 
 
 @pytest.fixture(autouse=True)
