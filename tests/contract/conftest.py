@@ -1,10 +1,13 @@
 """Fixtures of contract tests: where the client is, its memory, how many page tables there are."""
 
+import mmap
+
 import pytest
 
 from iommufs.iommufd.ctx import statistics
-from tests.contract.client import Memory, ProcessClient
+from tests.contract.client import PAGE, Memory, ProcessClient
 from tests.contract.mount_client import MountClient, MountServer
+from tests.contract.vfio_client import VfioClient
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,36 @@ def memory():
     memory = Memory(16)
     yield memory
     memory.free()
+
+
+@pytest.fixture
+async def vfio(nursery):
+    """A client of the default machine's devices; after the test nothing that it made is left."""
+    before = statistics()
+    client = VfioClient(nursery)
+    yield client
+    client.close_all()
+    assert [device.index for device in client.devices if device.bound] == []
+    assert statistics() == before, "something is left"
+
+
+@pytest.fixture
+def read_only_page():
+    """Makes client memory that can be read only; returns the address of what is put into it.
+
+    at_the_end  nothing can be read behind it
+    """
+    pages = []
+
+    def make(data, at_the_end=False):
+        memory = Memory(2)
+        pages.append(memory)
+        offset = PAGE - len(data) if at_the_end else 0
+        address = memory.write(offset, data)
+        memory.protect(0, mmap.PROT_READ)
+        memory.protect(1, 0)
+        return address
+
+    yield make
+    for memory in pages:
+        memory.free()

@@ -1,0 +1,214 @@
+"""Reading and writing a device file; source: oracle probe, section regions."""
+
+import pytest
+
+from iommufs.vfio.model import Bar, Description, Model
+from tests.contract.client import refused
+from tests.contract.vfio_client import ALL, CONFIG, EDU, NIC0, NVME, TESTDEV, VfioClient
+from tests.vfio.facts import ALL as facts_of_all
+from tests.vfio.facts import WINDOW
+
+COMMAND = CONFIG + 4
+BAR = [index << 40 for index in range(6)]
+ROM = 6 << 40
+ALL_ON, ALL_OFF = b"\x07\x00", b"\x00\x00"
+ONES = b"\xff"
+
+
+@pytest.fixture
+async def nvme(vfio):
+    return await vfio.bound(NVME)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "data"),
+    [
+        (0, 1, "36"),
+        (1, 2, "1b10"),
+        (1, 3, "1b1000"),
+        (0x3C, 8, "0b01000011804000"),
+        (0xFE, 4, "00000000"),
+        (0x100, 4, "00000000"),
+        (0x10, 24, "040080fe0000000000000000000000000000000000000000"),
+        (0x34, 12, "40000000000000000b010000"),
+        (0, 0, ""),
+    ],
+)
+async def test_config_space_is_read_in_any_pieces(vfio, nvme, offset, size, data):
+    got = await vfio.pread(nvme, size, CONFIG + offset)
+    assert got == bytes.fromhex(data).ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("offset", [0xFFF, 0x1000, 1 << 39])
+async def test_config_space_past_its_end_is_efault(vfio, nvme, offset):
+    with refused("EFAULT"):
+        await vfio.pread(nvme, 4, CONFIG + offset)
+    with refused("EFAULT"):
+        await vfio.pwrite(nvme, bytes(4), CONFIG + offset)
+
+
+@pytest.mark.parametrize("position", [8 << 40, 9 << 40, ROM, BAR[1], BAR[0] + 0x4000, 1 << 62])
+async def test_where_there_is_nothing_it_is_einval(vfio, nvme, position):
+    with refused("EINVAL"):
+        await vfio.pread(nvme, 4, position)
+    with refused("EINVAL"):
+        await vfio.pwrite(nvme, bytes(4), position)
+    assert await vfio.pread(nvme, 0, position) == b""
+    assert await vfio.pwrite(nvme, b"", position) == 0
+
+
+async def test_a_read_across_the_end_of_a_bar_is_short(vfio, nvme):
+    assert len(await vfio.pread(nvme, 8, BAR[0] + 0x3FFC)) == 4
+    assert await vfio.pwrite(nvme, bytes(8), BAR[0] + 0x3FFC) == 4
+
+
+async def test_the_vendor_id_cannot_be_written(vfio, nvme):
+    assert await vfio.pwrite(nvme, b"\xff\xff", CONFIG) == 2
+    assert await vfio.pread(nvme, 4, CONFIG) == bytes.fromhex("361b1000")
+
+
+async def test_without_memory_decoding_a_bar_is_eio(vfio, nvme):
+    await vfio.pwrite(nvme, ALL_OFF, COMMAND)
+    with refused("EIO"):
+        await vfio.pread(nvme, 4, BAR[0])
+    with refused("EIO"):
+        await vfio.pwrite(nvme, bytes(4), BAR[0])
+    await vfio.pwrite(nvme, ALL_ON, COMMAND)
+    assert len(await vfio.pread(nvme, 4, BAR[0])) == 4
+
+
+async def test_without_decoding_ports_and_the_msix_table_read_as_ones(vfio):
+    df = await vfio.bound(NIC0)
+    await vfio.pwrite(df, ALL_OFF, COMMAND)
+    assert await vfio.pread(df, 4, BAR[2]) == ONES * 4
+    assert await vfio.pread(df, 8, BAR[3]) == ONES * 8
+    assert await vfio.pwrite(df, bytes(4), BAR[2]) == 4
+    with refused("EIO"):
+        await vfio.pread(df, 4, BAR[3] + 0x50)
+
+
+async def test_the_msix_table_is_hidden_and_what_is_beside_it_not(vfio):
+    df = await vfio.bound(NIC0)
+    await vfio.pwrite(df, ALL_ON, COMMAND)
+    await vfio.pwrite(df, bytes(0x54), BAR[3])
+    assert await vfio.pread(df, 0x54, BAR[3]) == ONES * 0x50 + bytes(4)
+
+
+async def test_the_rom_is_read_only_and_ends_in_ones(vfio):
+    df = await vfio.bound(NIC0)
+    await vfio.pwrite(df, ALL_ON, COMMAND)
+    assert len(await vfio.pread(df, 4, ROM)) == 4
+    with refused("EINVAL"):
+        await vfio.pwrite(df, bytes(4), ROM)
+
+
+async def test_poll_says_ready(nvme):
+    assert nvme.poll() == 5
+
+
+async def test_edu_answers_by_its_datasheet(vfio):
+    df = await vfio.bound(EDU)
+    await vfio.pwrite(df, ALL_ON, COMMAND)
+    assert await vfio.pread(df, 4, BAR[0]) == bytes.fromhex("ed000001")
+    await vfio.pwrite(df, bytes.fromhex("78563412"), BAR[0] + 4)
+    assert await vfio.pread(df, 4, BAR[0] + 4) == bytes.fromhex("87a9cbed")
+
+
+@pytest.mark.parametrize("index", ALL)
+async def test_config_space_of_the_default_machine_is_that_of_the_oracle(vfio, index):
+    df = await vfio.bound(index)
+    facts = {facts.address: facts for facts in facts_of_all}[df.function.address]
+    before = await vfio.pread(df, facts.size, CONFIG)
+    assert before == facts.after_opening()
+    for offset in range(0, min(facts.size, WINDOW), 4):
+        for value, changes in zip((b"\xff", b"\x00"), facts.changes(4, offset), strict=True):
+            expected = bytearray(before)
+            for at, byte in changes.items():
+                expected[at] = byte
+            await vfio.pwrite(df, value * 4, CONFIG + offset)
+            assert await vfio.pread(df, facts.size, CONFIG) == expected, hex(offset)
+        await vfio.pwrite(df, before[offset : offset + 4], CONFIG + offset)
+
+
+# ---- how accesses are cut
+
+
+class Recorder(Model):
+    """Answers with ones and writes down what it was asked."""
+
+    def __init__(self, host):
+        super().__init__(host, {})
+        self.calls = []
+
+    def describe(self):
+        return Description(
+            vendor=1, device=2, class_code=0, rom=b"ROM" * 700, msix_vectors=2,
+            bars={0: Bar(4096), 1: Bar(16, io=True), 2: Bar(4096)},
+            msix_table=(2, 0x10), msix_pba=(2, 0x800),
+        )  # fmt: skip
+
+    def read(self, region, offset, size):
+        self.calls.append((region, offset, size))
+        return -1
+
+    def write(self, region, offset, size, value):
+        self.calls.append((region, offset, size, value))
+
+
+@pytest.fixture
+async def recorder(vfio: VfioClient):
+    vfio.add("0000:00:1e.0", Recorder)
+    df = await vfio.bound(-1)
+    df.function.model.calls.clear()
+    return df
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "pieces"),
+    [
+        (0, 8, [(0, 8)]),
+        (4, 8, [(4, 4), (8, 4)]),
+        (2, 4, [(2, 2), (4, 2)]),
+        (1, 16, [(1, 1), (2, 2), (4, 4), (8, 8), (16, 1)]),
+        (3, 2, [(3, 1), (4, 1)]),
+        (4094, 4, [(4094, 2)]),
+    ],
+)
+async def test_memory_is_accessed_in_the_widest_aligned_pieces(
+    vfio, recorder, offset, size, pieces
+):
+    got = await vfio.pread(recorder, size, BAR[0] + offset)
+    assert recorder.function.model.calls == [(0, *piece) for piece in pieces]
+    assert got == ONES * sum(width for _, width in pieces)
+
+
+async def test_ports_are_four_bytes_wide_at_most(vfio, recorder):
+    await vfio.pwrite(recorder, bytes(range(8)), BAR[1])
+    calls = recorder.function.model.calls
+    assert calls == [(1, 0, 4, 0x03020100), (1, 4, 4, 0x07060504)]
+
+
+async def test_accesses_are_cut_at_the_msix_table(vfio, recorder):
+    await vfio.pread(recorder, 64, BAR[2] + 8)
+    assert recorder.function.model.calls == [(2, 8, 8), (2, 0x30, 8), (2, 0x38, 8), (2, 0x40, 8)]
+
+
+async def test_the_rom_past_its_image_is_ones_even_without_decoding(vfio, recorder):
+    assert await vfio.pread(recorder, 6, ROM + 2097) == b"ROM" + ONES * 3
+    await vfio.pwrite(recorder, ALL_OFF, COMMAND)
+    assert await vfio.pread(recorder, 4, ROM + 2100) == ONES * 4
+    with refused("EIO"):
+        await vfio.pread(recorder, 4, ROM)
+
+
+@pytest.mark.logs("a device model failed")
+async def test_a_model_that_fails_is_eio(vfio, recorder, monkeypatch):
+    monkeypatch.setattr(recorder.function.model, "read", lambda *args: 1 // 0)
+    with refused("EIO"):
+        await vfio.pread(recorder, 4, BAR[0])
+    assert recorder.function.counters["model_errors"] == 1
+
+
+async def test_a_device_without_an_interrupt_is_still_read(vfio):
+    df = await vfio.bound(TESTDEV)
+    assert await vfio.pread(df, 2, CONFIG + 0x3C) == bytes(2)
