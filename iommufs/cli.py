@@ -18,6 +18,7 @@ from iommufs import launcher
 
 if TYPE_CHECKING:
     from iommufs.fuse.operations import Operations
+    from iommufs.machine import Machine
 
 LEVELS = ("debug", "info", "warning", "error")
 USAGE = 2
@@ -83,10 +84,13 @@ def mount(config: str | None, log_level: str, directory: str) -> int:
         raise launcher.LaunchError(f"{directory}: not a directory")
     import trio
 
-    from iommufs import logs
+    from iommufs import logs, machine, server, topology
 
     logs.configure(log_level)
-    trio.run(_serve_mount, config, directory)
+    try:
+        trio.run(_serve_mount, machine.load(config), directory)
+    except (topology.TopologyError, server.MountError) as error:
+        raise launcher.LaunchError(str(error)) from None
     return 0
 
 
@@ -128,25 +132,26 @@ async def _serve_run(
     )
 
 
-async def _serve_mount(config: str | None, directory: str) -> None:
+async def _serve_mount(made: Machine, directory: str) -> None:
     import trio
 
-    from iommufs import machine, server
+    from iommufs import server
 
     def ready() -> None:
         print(f"iommufs: serving on {directory}", flush=True)
 
-    made = machine.load(config)
-    async with trio.open_nursery() as nursery:
+    with trio.CancelScope() as scope:
+
+        async def stop_at_signal() -> None:
+            await anext(signals)
+            scope.cancel()
+
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-
-            async def stop_at_signal() -> None:
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(stop_at_signal)
-            await server.serve(made.root, made.files, directory, ready=ready, tasks=[made.run])
-            nursery.cancel_scope.cancel()
+            await server.serve(
+                *(made.root, made.files, directory),
+                ready=ready,
+                tasks=[made.run, stop_at_signal],
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
