@@ -112,6 +112,11 @@ class Caller:
         """The process that the thread belongs to."""
         return int(self._status("Tgid"))
 
+    @property
+    def real_uid(self) -> int:
+        """Whom what the thread uses is charged to, whatever rights it has taken on."""
+        return int(self._status("Uid").split()[0])
+
     def capable(self, capability: int) -> bool:
         """Whether the thread has a capability (CAP_… above) in our own user namespace.
 

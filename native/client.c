@@ -73,5 +73,9 @@ int iofs_client_fd(int tid, int fd) {
   if (copy < 0)
     copy = -errno;
   close(pidfd);
+  if (copy >= 0 && fcntl(copy, F_GETFL) & O_PATH) { /* names a file, but is not open for use */
+    close(copy);
+    return -EBADF;
+  }
   return copy;
 }

@@ -64,7 +64,7 @@ class Ctx:
         if mm is None or not mm.alive:
             self._close_mms(lambda mm: not mm.alive)
             mm = self._mms[tgid] = caller.mm()
-        charge = {"mode": self._charge_mode(caller), "uid": caller.uid, "tgid": tgid}
+        charge = {"mode": self._charge_mode(caller), "uid": caller.real_uid, "tgid": tgid}
         return mm.handle, ffi.new("struct iofs_charge *", charge)
 
     def _charge_mode(self, caller: Caller) -> int:

@@ -9,11 +9,11 @@ from iommufs.caller import Caller
 # Reports its memory, then does what it is told on stdin, one line at a time, until that ends.
 PROGRAM = """
 import ctypes, mmap, os, resource, sys
-uid, memlock, pages = map(int, sys.argv[1:4])
+uid, euid, memlock, pages = map(int, sys.argv[1:5])
 if memlock >= 0:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock, memlock))
 if uid:
-    os.setresuid(uid, uid, uid)
+    os.setresuid(uid, euid, euid)
 memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for page in range(pages):
     memory[page * 4096] = (page + 1) % 256
@@ -27,9 +27,12 @@ for line in sys.stdin:
 class OtherProcess:
     """A process with `pages` pages at `address`; byte 0 of page n is n + 1, modulo 256."""
 
-    def __init__(self, *, uid: int = 0, memlock: int = -1, pages: int = 512) -> None:
-        self.uid = uid
-        args = [sys.executable, "-c", PROGRAM, str(uid), str(memlock), str(pages)]
+    def __init__(
+        self, *, uid: int = 0, euid: int | None = None, memlock: int = -1, pages: int = 512
+    ) -> None:
+        self.uid = uid if euid is None else euid
+        numbers = [str(number) for number in (uid, self.uid, memlock, pages)]
+        args = [sys.executable, "-c", PROGRAM, *numbers]
         self._process = subprocess.Popen(
             args,
             stdin=subprocess.PIPE,

@@ -64,9 +64,11 @@ async def test_what_can_be_pinned_counts_with_a_page_table_only(client, file, io
 
 
 async def test_a_file_that_is_not_open_is_ebadf(client, file, ioas):
-    for fd in (-1, -2, 9999):
+    path_only = os.open("/", os.O_PATH)
+    for fd in (-1, -2, 9999, path_only):
         with refused("EBADF"):
             await map_file(client, file, ioas, fd, 0, PAGE, 0x10000)
+    os.close(path_only)
 
 
 async def test_errors_come_in_order(client, file, ioas):

@@ -61,8 +61,9 @@ def spawn():
     """spawn(uid=…, memlock=pages…) starts a process."""
     processes = []
 
-    def spawn(*, uid=0, memlock=None):
-        processes.append(OtherProcess(uid=uid, memlock=-1 if memlock is None else memlock * PAGE))
+    def spawn(*, uid=0, euid=None, memlock=None):
+        limit = -1 if memlock is None else memlock * PAGE
+        processes.append(OtherProcess(uid=uid, euid=euid, memlock=limit))
         return processes[-1]
 
     yield spawn
@@ -147,6 +148,17 @@ async def test_a_user_has_one_counter_in_all_processes_and_files(client, file, s
             await client.map(other_file, other, second.address, PAGE)
     with client.as_process(spawn(uid=NOBODY - 1, memlock=LIMIT)):
         await client.map(file, ioas, client.current.address, LIMIT * PAGE)
+
+
+async def test_the_real_user_is_charged(client, file, spawn):
+    ioas = await client.ioas_with_domains(file, 1)
+    first = spawn(uid=NOBODY, euid=NOBODY - 1, memlock=LIMIT)
+    with client.as_process(first):
+        await client.map(file, ioas, first.address, LIMIT * PAGE)
+    with client.as_process(spawn(uid=NOBODY - 1, memlock=LIMIT)):
+        await client.map(file, ioas, client.current.address, LIMIT * PAGE)
+    with client.as_process(spawn(uid=NOBODY, memlock=LIMIT)), refused("ENOMEM"):
+        await client.map(file, ioas, client.current.address, PAGE)
 
 
 async def test_in_mm_mode_each_process_has_its_own(client, file, spawn):
