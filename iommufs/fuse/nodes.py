@@ -34,11 +34,11 @@ class Link:
 
 @dataclass(eq=False)
 class TextFile:
-    """A small file: each open or read at offset 0 asks `read` for the whole content.
+    """A small file: a read at offset 0 asks `read` for the whole content, as the first one does.
 
-    read   the content; UapiError is the errno of the reader. None: nobody can read it
-    write  takes what one write() brought; UapiError is its errno. None: as read-only as in sysfs,
-           where a write by root is EIO whatever the mode says
+    read   the content; UapiError is the errno of the reader. None: EIO
+    write  takes what one write() brought; UapiError is its errno. None: EIO
+    mode   what it gives to nobody, root does not get either
     size   what stat() shows
     """
 

@@ -35,12 +35,12 @@ class OpenAttribute:
 
     def __init__(self, node: TextFile) -> None:
         self._node = node
-        self._content = b""
+        self._content: bytes | None = None
 
     async def read(self, offset: int, size: int) -> bytes:
         if self._node.read is None:
             raise UapiError(errno.EIO, "a write-only attribute")
-        if offset == 0:
+        if offset == 0 or self._content is None:
             self._content = self._node.read()
         return self._content[offset : offset + size]
 
@@ -99,6 +99,15 @@ def _handler(function: Callable) -> Callable:
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return handler
+
+
+def _check_access(node: TextFile | BinaryFile, flags: int) -> None:
+    """EACCES, even for root, for what the mode of an attribute gives nobody (kernfs_fop_open())."""
+    access = flags & os.O_ACCMODE
+    if access != os.O_RDONLY and not node.mode & 0o222:
+        raise UapiError(errno.EACCES, "nobody can write it")
+    if access != os.O_WRONLY and not node.mode & 0o444:
+        raise UapiError(errno.EACCES, "nobody can read it")
 
 
 class Operations(pyfuse3.Operations):
@@ -234,6 +243,18 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = 255
         return data
 
+    # ---- names come with the tree: nobody makes, removes or renames one, as in sysfs
+
+    @_handler
+    async def create(self, *args: Any) -> Any:
+        raise UapiError(errno.EACCES, "no new files")
+
+    @_handler
+    async def mkdir(self, *args: Any) -> Any:
+        raise UapiError(errno.EPERM, "names are fixed")
+
+    mknod = symlink = link = rename = unlink = rmdir = mkdir
+
     # ---- open files
 
     @_handler
@@ -244,8 +265,10 @@ class Operations(pyfuse3.Operations):
                 open_file = node.open(flags)
                 self._back(inode, node)
             case TextFile():
+                _check_access(node, flags)
                 open_file = _PlainFile(OpenAttribute(node))
             case BinaryFile():
+                _check_access(node, flags)
                 open_file = _PlainFile(OpenBinary(node))
             case _:
                 raise UapiError(errno.EISDIR)
