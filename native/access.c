@@ -14,6 +14,7 @@
 #include "stats.h"
 
 struct iofs_access {
+  _Atomic uint32_t refs;
   pthread_mutex_t lock;
   struct iofs_iopt *iopt; /* NULL: detached; under our lock */
   /* The rest is under the lock of the iopt. */
@@ -31,6 +32,7 @@ int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out)
   struct iofs_access *access = alloc_zeroed(sizeof *access);
   if (!access)
     return -ENOMEM;
+  access->refs = 1;
   pthread_mutex_init(&access->lock, NULL);
   access->pins.kind = ITREE_OVERLAP;
   access->needs_pin_pages = needs_pin_pages;
@@ -40,7 +42,11 @@ int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out)
   return 0;
 }
 
-void iofs_access_free(struct iofs_access *access) {
+void iofs_access_get(struct iofs_access *access) { access->refs++; }
+
+void iofs_access_put(struct iofs_access *access) {
+  if (--access->refs)
+    return;
   assert(!access->iopt);
   pthread_mutex_destroy(&access->lock);
   alloc_free(access);

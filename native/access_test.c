@@ -32,7 +32,7 @@ static void begin(void) { begin_with(1, 0); }
 
 static void end(void) {
   CHECK_EQ(iofs_access_detach(access_), 0);
-  iofs_access_free(access_);
+  iofs_access_put(access_);
   iofs_iopt_free(iopt);
   munmap(memory, 16 * K4);
   iofs_mm_put(mm);
@@ -65,7 +65,7 @@ static void test_attach_raises_the_alignment(void) {
   CHECK_EQ(iofs_access_detach(other), 0);
   CHECK_EQ(iofs_access_detach(other), 0);
   CHECK_EQ(iofs_iopt_alignment(iopt), 1);
-  iofs_access_free(other);
+  iofs_access_put(other);
   end();
 }
 
@@ -78,7 +78,7 @@ static void test_pin_checks(void) {
   CHECK_EQ(iofs_access_new(1, 0, &loose), 0);
   CHECK_EQ(iofs_access_pin(loose, 0x1000, 0, RW), -EINVAL); /* before it matters that */
   CHECK_EQ(iofs_access_pin(loose, 0x1000, K4, RW), -ENOENT); /* it is detached */
-  iofs_access_free(loose);
+  iofs_access_put(loose);
   map_at(memory, 2 * K4, RW, 0x1000);
   map_at(memory + 2 * K4, K4, IOFS_READ, 0x3000);
   map_at(memory + 3 * K4, K4, IOFS_WRITE, 0x4000);
@@ -202,6 +202,27 @@ static void test_rw_of_what_is_partly_pinned(void) {
   end();
 }
 
+static void test_a_job_keeps_its_access(void) {
+  begin_with(0, 0);
+  map_at(memory, K4, RW, 0x10000);
+  strcpy(memory, "hello");
+  struct iofs_access *access;
+  CHECK_EQ(iofs_access_new(0, 0, &access), 0);
+  CHECK_EQ(iofs_access_attach(access, iopt), 0);
+  struct iofs_job *job = iofs_job_access_rw(access, 0x10000, NULL, 6);
+  while (!iofs_job_wait(job, 1000000)) /* not in time: it comes out of the list, or next time */
+    while (iofs_job_next_done())
+      continue;
+  CHECK_EQ(iofs_job_result(job), 0);
+  CHECK(!strcmp(iofs_job_data(job), "hello"));
+  CHECK_EQ(iofs_access_detach(access), 0);
+  iofs_access_put(access);
+  CHECK_EQ(stats.accesses, 2);
+  iofs_job_free(job);
+  CHECK_EQ(stats.accesses, 1);
+  end();
+}
+
 static void test_no_memory_leaves_no_trace(void) {
   for (int n = 1, fails = 1; fails; n++) {
     char buf[8192];
@@ -230,6 +251,7 @@ int main(void) {
   RUN(test_an_internal_access_forbids_to_unmap);
   RUN(test_rw);
   RUN(test_rw_of_what_is_partly_pinned);
+  RUN(test_a_job_keeps_its_access);
   RUN(test_no_memory_leaves_no_trace);
   return 0;
 }

@@ -134,6 +134,25 @@ static void test_memory_that_went_is_gone(void) {
   close(fd);
 }
 
+/* As the server does it: in a thread of the pool. */
+static void test_a_job_survives_a_file_that_is_cut_short(void) {
+  int fd = memfd_create("test", 0);
+  uint64_t iova = 0;
+  CHECK_EQ(ftruncate(fd, K4), 0);
+  begin();
+  CHECK_EQ(iofs_iopt_map_file(iopt, mm, &no_charge, fd, 0, K4, RW, 0, &iova), 0);
+  CHECK_EQ(ftruncate(fd, 0), 0);
+  struct iofs_job *job = iofs_job_dma(domain, iova, NULL, 8);
+  while (!iofs_job_wait(job, 1000000))
+    while (iofs_job_next_done())
+      continue;
+  CHECK_EQ(iofs_job_result(job), -EFAULT);
+  CHECK_EQ(iofs_job_fault(job)->reason, IOFS_DMA_GONE);
+  iofs_job_free(job);
+  close(fd);
+  end();
+}
+
 static void test_a_file_map_needs_no_mapping_of_the_client(void) {
   int fd = memfd_create("test", 0);
   char buf[8] = "";
@@ -234,6 +253,7 @@ int main(void) {
   RUN(test_a_span_over_many_areas);
   RUN(test_refusals_say_where_and_why_and_move_nothing);
   RUN(test_memory_that_went_is_gone);
+  RUN(test_a_job_survives_a_file_that_is_cut_short);
   RUN(test_a_file_map_needs_no_mapping_of_the_client);
   RUN(test_a_client_that_ends_leaves_its_shared_memory);
   RUN(test_maps_change_under_a_running_device);

@@ -185,7 +185,8 @@ int iofs_dma_write(struct iofs_domain *domain, uint64_t iova, const void *buf, s
 
 /* ---- access: how a device without an IOMMU reaches an IOAS ----------------------------------- */
 int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out);
-void iofs_access_free(struct iofs_access *access); /* detached by then */
+void iofs_access_get(struct iofs_access *access);
+void iofs_access_put(struct iofs_access *access); /* the last one frees; it is detached by then */
 int iofs_access_attach(struct iofs_access *access, struct iofs_iopt *iopt); /* EINVAL, EADDRINUSE */
 int iofs_access_detach(struct iofs_access *access); /* EBUSY while pins are left */
 

@@ -92,6 +92,8 @@ static int list_remove(struct list *list, struct iofs_job *job) {
 static void destroy(struct iofs_job *job) {
   if (job->domain)
     iofs_domain_put(job->domain);
+  if (job->access)
+    iofs_access_put(job->access);
   free(job);
   iofs_live_jobs--;
 }
@@ -118,7 +120,8 @@ static void *worker(void *unused) {
   sigset_t all;
   (void)unused;
   sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
+  sigdelset(&all, SIGBUS); /* guard.c: a client's file may end while we copy */
+  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has the others */
   pthread_mutex_lock(&lock);
   for (;;) {
     struct iofs_job *job = list_pop(&queue);
@@ -217,8 +220,10 @@ struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const v
 struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
                                     size_t length) {
   struct iofs_job *job = make(data ? ACCESS_WRITE : ACCESS_READ, iova, data, length);
-  if (job)
+  if (job) {
+    iofs_access_get(access);
     job->access = access;
+  }
   return submit(job);
 }
 

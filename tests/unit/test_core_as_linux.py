@@ -1,4 +1,4 @@
-"""The core answers thousands of random calls as Linux did (recorded: see tests/oracle/iopt_calls.py).
+"""The core answers thousands of random calls as Linux did; tests/oracle/iopt_calls.py makes them.
 
 To record anew, print "seed S" and the output of `iopt_calls.py linux S 700` for each seed there.
 """
