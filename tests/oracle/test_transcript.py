@@ -1,0 +1,96 @@
+"""The probe that asked a real Linux asks us: every record is compared (see README.md)."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+TOPOLOGIES = ROOT / "iommufs" / "topologies"
+
+
+def load_module(name):
+    spec = importlib.util.spec_from_file_location(f"oracle_{name}", HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = load_module("compare")
+exceptions = load_module("exceptions")
+REFERENCE = compare.load_file(HERE / "linux-7.3-intel.jsonl")
+SECTIONS = list(dict.fromkeys(key.section for key in REFERENCE))
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """What the probe wrote under `iommufs run`, and what the server said meanwhile."""
+    directory = tmp_path_factory.mktemp("oracle")
+    program = directory / "probe"
+    source = HERE / "probe" / "probe.c"
+    subprocess.run(["cc", "-std=gnu11", "-O1", "-o", program, source], check=True)
+    # The reference guest's kernel has the test ioctl, which moves the end of the ioctl table.
+    shutil.copytree(TOPOLOGIES, directory / "topologies")
+    config = directory / "topologies" / "default.toml"
+    config.write_text("[iommufd]\ntest = true\n" + config.read_text())
+    command = [Path(sys.prefix) / "bin" / "iommufs", "run", "--config", config, "--", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def outcome(record):
+    if record is None:
+        return "none"
+    return str(record["ret"]) if record["errno"] == "0" else record["errno"]
+
+
+@pytest.fixture(scope="module")
+def differences(probe):
+    """Section → [(name, Linux' outcome, ours, which parts differ)]."""
+    transcript = compare.load(probe.stdout.splitlines())
+    found = {}
+    for key, parts in compare.divergences(REFERENCE, transcript):
+        linux, ours = (outcome(records.get(key)) for records in (REFERENCE, transcript))
+        found.setdefault(key.section, []).append((key.name, linux, ours, parts))
+    return found
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("section", SECTIONS)
+def test_section_answers_as_linux(section, differences):
+    known = [e for e in exceptions.load() if e.section == section]
+    unknown = [
+        difference
+        for difference in differences.get(section, [])
+        if not any(e.covers(section, *difference[:3]) for e in known)
+    ]
+    assert not unknown, json.dumps(unknown, indent=1)
+
+
+@pytest.mark.mount
+def test_every_exception_is_needed(differences):
+    unneeded = [
+        e
+        for e in exceptions.load()
+        if not any(e.covers(e.section, *found[:3]) for found in differences.get(e.section, []))
+    ]
+    assert not unneeded
+
+
+@pytest.mark.mount
+def test_the_probe_leaves_no_unexpected_line_in_the_log(probe):
+    """Refused DMA is reported, and nothing else."""
+    lines = [line for line in probe.stderr.splitlines() if "DMA refused" not in line]
+    assert lines == []
+
+
+def test_the_documentation_lists_the_exceptions():
+    text = exceptions.DOCUMENT.read_text()
+    assert text == exceptions.document_with_table(text), "run exceptions.py --write"
