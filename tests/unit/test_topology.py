@@ -1,5 +1,7 @@
 """Topologies: what a file means, and the one line that a faulty one gets."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,19 @@ def test_the_output_of_lspci_is_an_image():
     assert parse_image(lines)[:4] == bytes.fromhex("361b1000")
     assert len(parse_image(lines)) == 256
     assert len(parse_image([*lines, "ff0:" + " 00" * 16])) == 4096
+
+
+def test_the_page_about_topologies_has_every_key_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
+    documented = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
+    keys = list(topology_file._Function.__struct_fields__)
+    keys += [f"iommu.{key}" for key in topology_file._Iommu.__struct_fields__ if key != "options"]
+    keys += [f"iommufd.{key}" for key in topology_file._Iommufd.__struct_fields__]
+    assert sorted(documented) == sorted(keys)
+
+
+def test_the_examples_of_the_page_are_files_that_load(load):
+    page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
+    smallest = re.search(r"The smallest useful file:\n\n((?:    .*\n)+)", page)[1]
+    topology = load(textwrap.dedent(smallest))
+    assert [f.model for f in topology.functions] == ["edu"]
