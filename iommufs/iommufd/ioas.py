@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
+import trio
+
 from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
@@ -15,8 +17,8 @@ from iommufs.ucmd import Ucmd
 U64_MAX = 2**64 - 1
 
 RANGE = struct.Struct("<QQ")
-# One call of ALLOW_IOVAS reads at most so many ranges (64 MiB of them), a chunk at a time.
-MAX_RANGES = 1 << 22
+# One call of ALLOW_IOVAS reads at most so many ranges (16 MiB of them), a chunk at a time.
+MAX_RANGES = 1 << 20
 CHUNK_RANGES = 4096
 
 
@@ -114,6 +116,7 @@ async def ioas_allow_iovas(ucmd: Ucmd) -> None:
     Errors: EOPNOTSUPP  reserved field      ENOENT      no such IOAS
             EFAULT      a bad pointer       EADDRINUSE  a range meets a reserved one
             EINVAL      start >= last, or two ranges overlap
+            ENOMEM      more than 2**20 ranges
     After:  automatic IOVAs come from the list; nothing in it can become reserved.
     Source: iommufd_ioas_allow_iovas(), iopt_set_allow_iova()
     """
@@ -145,6 +148,7 @@ async def _read_ranges(ucmd: Ucmd) -> bytes:
             if _overlap(RANGE.iter_unpack(data)):
                 raise UapiError(errno.EINVAL, "ranges overlap")
             raise UapiError(errno.EFAULT, f"range {len(data) // RANGE.size} is unreadable")
+        await trio.lowlevel.checkpoint()  # others get their turn
     return bytes(data)
 
 

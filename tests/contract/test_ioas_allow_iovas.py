@@ -1,11 +1,12 @@
 """IOMMU_IOAS_ALLOW_IOVAS."""
 
 import struct
+from array import array
 
 import pytest
 
 from iommufs import uapi
-from tests.contract.client import PAGE, U64_MAX, refused
+from tests.contract.client import PAGE, U64_MAX, Memory, refused
 
 
 async def allow(client, file, ioas, memory, *ranges, count=None, address=None):
@@ -107,6 +108,16 @@ async def test_a_huge_count_of_bad_ranges_is_einval_at_once(client, file, memory
     for count in (1 << 20, 2**32 - 1):
         with refused("EINVAL"):
             await allow(client, file, ioas, memory, count=count)
+
+
+async def test_more_ranges_than_there_is_memory_for_are_enomem(client, file):
+    ioas = await client.ioas_alloc(file)
+    memory = Memory(4097)
+    ranges = array("Q", range(0, memory.length, 8))  # (0, 8), (16, 24), …
+    memory.write(0, ranges.tobytes())
+    with refused("ENOMEM"):
+        await allow(client, file, ioas, memory, count=(1 << 20) + 1)
+    memory.free()
 
 
 async def test_errors_come_in_order(client, file, memory):
