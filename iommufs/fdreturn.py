@@ -16,7 +16,6 @@ import contextlib
 import errno
 import itertools
 import os
-import resource
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -136,12 +135,21 @@ class NotifiedCaller(Caller):
         return ReservedFd(self, number, await self._returner.open(open_file))
 
     def _lowest_free_fd(self) -> int:
-        taken = {int(name) for name in os.listdir(f"/proc/{self.tid}/fd")}
+        try:
+            taken = {int(name) for name in os.listdir(f"/proc/{self.tid}/fd")}
+            limit = self._fd_limit()
+        except OSError as error:  # gone, or not ours to look into
+            raise UapiError(error.errno or errno.ESRCH, f"descriptors of {self.tid}") from None
         number = next(fd for fd in itertools.count() if fd not in taken)
-        limit, _ = resource.prlimit(self.tid, resource.RLIMIT_NOFILE)
         if number >= limit:
             raise UapiError(errno.EMFILE, f"all {limit} descriptors are in use")
         return number
+
+    def _fd_limit(self) -> int:
+        """Its RLIMIT_NOFILE, from where another user's can be read without CAP_SYS_RESOURCE."""
+        with open(f"/proc/{self.tid}/limits", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("Max open files"))
+        return int(line.split()[3])
 
     def add_fd(self, fd: int) -> int:
         """Install a duplicate of a descriptor of ours; EMFILE, ENOENT: the caller is gone."""

@@ -17,6 +17,7 @@ for ioctls that return descriptors, or `unfiltered WHY`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -244,11 +245,20 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer) -
 # ---- the client ----------------------------------------------------------------------------------
 
 
+def _environment() -> dict[bytes, bytes]:
+    """The one we were started with: Python may have set LC_CTYPE in its own (PEP 538)."""
+    with open("/proc/self/environ", "rb") as file:
+        words = file.read().split(b"\0")
+    pairs = (word.partition(b"=") for word in words if b"=" in word)
+    return {name: value for name, _, value in pairs}
+
+
 class Client:
     """The process that becomes the command."""
 
     def __init__(self, command: list[str], mask: set[int], child_action: object) -> None:
         self.command = command
+        self.environment = _environment()
         self.mask = mask
         self.child_action = child_action
 
@@ -264,11 +274,24 @@ class Client:
         self._put_on_filter(link)
         self._restore_signals()
         try:
-            os.execvp(self.command[0], self.command)
+            self._execute()
         except OSError as error:
             print(f"iommufs: {self.command[0]}: {error.strerror}", file=sys.stderr, flush=True)
             not_found = isinstance(error, FileNotFoundError | NotADirectoryError)
             os._exit(NOT_FOUND if not_found else NOT_EXECUTABLE)
+
+    def _execute(self) -> NoReturn:
+        """As execvp(3) does, a file that no loader knows going to the shell."""
+        try:
+            os.execvpe(self.command[0], self.command, self.environment)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            import shutil
+
+            path = shutil.which(self.command[0], path=self.environment.get(b"PATH"))
+            script = path or self.command[0]
+            os.execve("/bin/sh", ["/bin/sh", script, *self.command[1:]], self.environment)
 
     def _put_on_filter(self, link: socket.socket) -> None:
         """After the mounts, so that nothing of ours runs under it."""

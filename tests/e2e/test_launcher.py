@@ -108,6 +108,24 @@ def test_directory_environment_and_umask_pass_through(runs, tmp_path):
     assert result.stdout.split() == ["/sys/bus", "0031"]
 
 
+def test_the_environment_is_exactly_the_users(runs):
+    """Python sets LC_CTYPE in its own where there is no locale (PEP 538)."""
+    name, value = runs.token.split("=")
+    runs.environment = {name: value, "PYTHONPATH": runs.environment["PYTHONPATH"], "LANG": "C"}
+    result = runs.run("/usr/bin/env")
+    assert result.stdout == "".join(f"{key}={text}\n" for key, text in runs.environment.items())
+
+
+def test_a_script_without_an_interpreter_goes_to_the_shell(runs, tmp_path):
+    script = tmp_path / "iommufs-script"
+    script.write_text("echo $1; exit 5\n")
+    script.chmod(0o755)
+    runs.environment["PATH"] += f":{tmp_path}"
+    for command in str(script), script.name:
+        result = runs.run(command, "argument")
+        assert (result.returncode, result.stdout) == (5, "argument\n")
+
+
 def test_signal_actions_and_mask_pass_through(runs):
     program = """
         import signal
