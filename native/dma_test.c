@@ -90,6 +90,36 @@ static void test_a_span_over_many_areas(void) {
   munmap(two, 8 * K4);
 }
 
+/* More runs than fit into a list without memory of its own; and that memory missing. */
+static void test_a_span_of_many_runs(void) {
+  char buf[16], *one = memory_of(16 * K4, PRIVATE), *two = memory_of(16 * K4, SHARED);
+  uint64_t left;
+  begin();
+  for (uint64_t i = 0; i < 16; i++) {
+    map_at((i % 2 ? one : two) + (15 - i) * K4, K4, RW, 0x100000 + i * K4);
+    memset((i % 2 ? one : two) + (15 - i) * K4, 'a' + (int)i, K4);
+  }
+  for (uint64_t n = 1; n < 3; n++) {
+    static char big[16 * 4096];
+    iofs_fail_allocation(n);
+    CHECK_EQ(iofs_dma_read(domain, 0x100000, big, sizeof big, &fault), -ENOMEM);
+    left = iofs_fail_allocation(0);
+    CHECK_EQ(left, 0);
+    CHECK(!big[0]); /* nothing moved */
+    if (n < 2)
+      continue;
+    CHECK_EQ(iofs_dma_read(domain, 0x100000, big, sizeof big, &fault), 0);
+    for (int i = 0; i < 16; i++)
+      CHECK(big[i * K4] == 'a' + i && big[i * K4 + K4 - 1] == 'a' + i);
+  }
+  memset(buf, 'z', sizeof buf);
+  CHECK_EQ(iofs_dma_write(domain, 0x100000 + K4 - 8, buf, 16, &fault), 0);
+  CHECK(two[16 * K4 - 1] == 'z' && one[14 * K4] == 'z' && one[14 * K4 + 8] == 'b');
+  end();
+  munmap(one, 16 * K4);
+  munmap(two, 16 * K4);
+}
+
 static void test_refusals_say_where_and_why_and_move_nothing(void) {
   char buf[3 * 4096], *memory = memory_of(3 * K4, PRIVATE);
   begin();
@@ -251,6 +281,7 @@ static void test_maps_change_under_a_running_device(void) {
 
 int main(void) {
   RUN(test_a_span_over_many_areas);
+  RUN(test_a_span_of_many_runs);
   RUN(test_refusals_say_where_and_why_and_move_nothing);
   RUN(test_memory_that_went_is_gone);
   RUN(test_a_job_survives_a_file_that_is_cut_short);

@@ -176,8 +176,9 @@ struct iofs_dma_fault {
   uint32_t reason; /* enum iofs_dma_reason; GONE: the client's memory is no more */
 };
 
-/* Copy between buf and [iova, iova + length): all or, on EFAULT, nothing of what the table
- * refuses; *fault says why. May wait for the client's memory: run it in a job. */
+/* Copy between buf and [iova, iova + length). EFAULT: *fault says why; nothing has moved if it is
+ * the table that refuses, what lies before in the client's memory if that is gone. ENOMEM: nothing
+ * has moved. May wait for the client's memory: run it in a job. */
 int iofs_dma_read(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length,
                   struct iofs_dma_fault *fault);
 int iofs_dma_write(struct iofs_domain *domain, uint64_t iova, const void *buf, size_t length,

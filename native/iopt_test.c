@@ -114,6 +114,21 @@ static void test_automatic_iova(void) {
   end();
 }
 
+static void test_automatic_iova_of_large_lengths_and_full_spaces(void) {
+  begin();
+  CHECK_EQ(map_auto(0x40000000, 8 << 20), 2 << 20); /* aligned no better than to 2 MiB */
+  CHECK_EQ(map_auto(0, 8 << 20), 10 << 20);
+  CHECK_EQ(iofs_iopt_reserve(iopt, 0x1300000, TOP, 1), 0);
+  CHECK_EQ(map_auto(0x40000000, 2 << 20), -ENOSPC);
+  CHECK_EQ(map_auto(0x40000000, 0x1000), 0x1000);
+  CHECK_EQ(iofs_iopt_reserve(iopt, 0, 0xfff, 1), 0);
+  iofs_iopt_remove_reserved(iopt, 1);
+  unmap_all();
+  CHECK_EQ(iofs_iopt_reserve(iopt, 0, TOP, 2), 0);
+  CHECK_EQ(map_auto(0, 1), -ENOSPC);
+  end();
+}
+
 static void test_automatic_iova_in_allowed_ranges(void) {
   struct iofs_range one[] = {{0x8000, 0x8fff}}, touching[] = {{0xa000, 0xafff}, {0x9000, 0x9fff}};
   begin();
@@ -398,6 +413,7 @@ int main(int argc, char **argv) {
   RUN(test_without_a_domain_anything_goes);
   RUN(test_alignment_of_huge_pages_off);
   RUN(test_automatic_iova);
+  RUN(test_automatic_iova_of_large_lengths_and_full_spaces);
   RUN(test_automatic_iova_in_allowed_ranges);
   RUN(test_automatic_iova_avoids_reserved_and_ends);
   RUN(test_automatic_iova_is_first_fit);
