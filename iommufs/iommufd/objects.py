@@ -14,7 +14,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from iommufs.errors import UapiError
 
@@ -138,11 +138,3 @@ class ObjectTable:
             for obj in leaves:
                 obj.put()
         assert not any(self._objects.values()), f"held from outside: {self._objects}"
-
-
-def fields_are_zero(struct: Any, *names: str) -> bool:
-    """Whether reserved fields are 0, arrays of them included."""
-    return all(
-        not any(value) if hasattr(value := getattr(struct, name), "__len__") else not value
-        for name in names
-    )
