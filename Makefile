@@ -42,7 +42,7 @@ FUSE_CFLAGS = $(shell pkg-config --cflags fuse3)
 FUSE_LIBS = $(shell pkg-config --libs fuse3)
 
 test-native: set-up
-	@$(MAKE) --no-print-directory --jobs=$$(nproc) $(TESTS)
+	@$(MAKE) --silent --no-print-directory --jobs=$$(nproc) $(TESTS)
 	@for test in $(TESTS); do echo "$${test##*/}"; $$test || exit 1; done
 
 $(SAN)/%.o: native/%.c
