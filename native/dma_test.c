@@ -283,10 +283,10 @@ int main(void) {
   RUN(test_a_span_over_many_areas);
   RUN(test_a_span_of_many_runs);
   RUN(test_refusals_say_where_and_why_and_move_nothing);
-  RUN(test_memory_that_went_is_gone);
+  RUN_WITH_RIGHTS(test_memory_that_went_is_gone);
   RUN(test_a_job_survives_a_file_that_is_cut_short);
   RUN(test_a_file_map_needs_no_mapping_of_the_client);
-  RUN(test_a_client_that_ends_leaves_its_shared_memory);
+  RUN_WITH_RIGHTS(test_a_client_that_ends_leaves_its_shared_memory);
   RUN(test_maps_change_under_a_running_device);
   return 0;
 }

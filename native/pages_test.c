@@ -345,12 +345,12 @@ int main(int argc, char **argv) {
   RUN(test_pages_of_odd_ranges);
   RUN(test_protection);
   RUN(test_holes);
-  RUN(test_mapped_files);
-  RUN(test_mapped_files_of_a_tmpfs);
+  RUN_WITH_RIGHTS(test_mapped_files);
+  RUN_WITH_RIGHTS(test_mapped_files_of_a_tmpfs);
   RUN(test_files);
-  RUN(test_shared_memory_outlives_its_mapping);
+  RUN_WITH_RIGHTS(test_shared_memory_outlives_its_mapping);
   RUN(test_private_memory_is_reached_in_the_client);
-  RUN(test_many_mappings_share_one_window);
+  RUN_WITH_RIGHTS(test_many_mappings_share_one_window);
   RUN(test_pages_are_paid_for_once_each);
   RUN(test_random_pins);
   RUN(test_forbidden_devices); /* the last: the device is that of all memory files */

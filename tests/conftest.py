@@ -1,4 +1,4 @@
-"""What holds for every test: a mark for those that mount, and no log line that nobody expected."""
+"""What holds for every test: marks for those that need rights, no log line that nobody expected."""
 
 import functools
 import logging
@@ -6,16 +6,24 @@ import os
 import re
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
+CAPABILITIES = {
+    14: "CAP_IPC_LOCK",
+    19: "CAP_SYS_PTRACE",
+    21: "CAP_SYS_ADMIN",
+    24: "CAP_SYS_RESOURCE",
+}
 LOUD = {"warning", "error", "critical", "exception"}
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "mount: needs /dev/fuse and the right to mount")
+    config.addinivalue_line("markers", "root: needs root with all its capabilities")
     config.addinivalue_line("markers", "logs(pattern): a warning or error that matches is expected")
 
 
@@ -26,18 +34,31 @@ def why_no_mount() -> str | None:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
         return f"/dev/fuse: {error.strerror}"
-    if os.geteuid() != 0:
-        return "no right to mount: run as root"
+    return why_not_root() or _why_mount_is_refused()
+
+
+def _why_mount_is_refused() -> str | None:
     trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     if subprocess.run(trial, capture_output=True).returncode:
-        return "no right to mount: CAP_SYS_ADMIN is missing"
+        return "mount(2) is refused"
     return None
+
+
+@functools.cache
+def why_not_root() -> str | None:
+    """What root has that this process has not; None: nothing."""
+    if os.geteuid() != 0:
+        return "no rights: run as root"
+    effective = int(re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)
+    missing = [name for bit, name in CAPABILITIES.items() if not effective >> bit & 1]
+    return f"no rights: {', '.join(missing)} missing" if missing else None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.get_closest_marker("mount") and why_no_mount():
-            item.add_marker(pytest.mark.skip(reason=why_no_mount()))
+        for mark, why_not in (("mount", why_no_mount), ("root", why_not_root)):
+            if item.get_closest_marker(mark) and why_not():
+                item.add_marker(pytest.mark.skip(reason=why_not()))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -23,6 +23,7 @@ async def option(client, file, option_id, op, value=77, **fields):
     return cmd.val64
 
 
+@pytest.mark.root
 async def test_rlimit_mode_of_a_fresh_file(client, file):
     assert await option(client, file, RLIMIT_MODE, GET) == 0
     for mode in (1, 1, 0, 0):
@@ -32,6 +33,7 @@ async def test_rlimit_mode_of_a_fresh_file(client, file):
         await option(client, file, RLIMIT_MODE, SET, 2)
 
 
+@pytest.mark.root
 async def test_rlimit_mode_is_fixed_once_there_is_an_object(client, file):
     ioas = await client.ioas_alloc(file)
     for mode in (0, 1, 2):
@@ -118,6 +120,7 @@ async def test_only_the_value_is_written_back(client, file, memory):
     assert memory[at + 16 : at + 24] == bytes(8)
 
 
+@pytest.mark.root
 async def test_a_set_that_cannot_be_answered_is_done(client, file, memory):
     cmd = uapi.new("iommu_option", size=24, option_id=RLIMIT_MODE, op=SET, val64=1)
     memory.write(0, bytes(ffi.buffer(cmd)))

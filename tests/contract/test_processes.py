@@ -100,6 +100,7 @@ async def test_after_an_exec_a_process_maps_its_new_memory(client, file, spawn):
     await bound.attach(other)
 
 
+@pytest.mark.root
 async def test_pages_are_charged_when_they_are_pinned(client, file, spawn):
     process = spawn(uid=NOBODY, memlock=LIMIT)
     ioas = await client.ioas_alloc(file)
@@ -122,6 +123,7 @@ async def test_pages_are_charged_when_they_are_pinned(client, file, spawn):
         await client.map(file, ioas, process.address, half)
 
 
+@pytest.mark.root
 async def test_a_copy_is_not_charged_again(client, file, spawn):
     process = spawn(uid=NOBODY, memlock=LIMIT)
     ioas = await client.ioas_with_domains(file, 2)
@@ -133,6 +135,7 @@ async def test_a_copy_is_not_charged_again(client, file, spawn):
             await client.map(file, ioas, process.address, PAGE)
 
 
+@pytest.mark.root
 async def test_a_user_has_one_counter_in_all_processes_and_files(client, file, spawn):
     first, second = spawn(uid=NOBODY, memlock=LIMIT), spawn(uid=NOBODY, memlock=2 * LIMIT)
     ioas = await client.ioas_with_domains(file, 1)
@@ -150,6 +153,7 @@ async def test_a_user_has_one_counter_in_all_processes_and_files(client, file, s
         await client.map(file, ioas, client.current.address, LIMIT * PAGE)
 
 
+@pytest.mark.root
 async def test_the_real_user_is_charged(client, file, spawn):
     ioas = await client.ioas_with_domains(file, 1)
     first = spawn(uid=NOBODY, euid=NOBODY - 1, memlock=LIMIT)
@@ -161,6 +165,7 @@ async def test_the_real_user_is_charged(client, file, spawn):
         await client.map(file, ioas, client.current.address, PAGE)
 
 
+@pytest.mark.root
 async def test_in_mm_mode_each_process_has_its_own(client, file, spawn):
     await option(client, file, RLIMIT_MODE, SET, 1)
     ioas = await client.ioas_with_domains(file, 1)
@@ -171,6 +176,7 @@ async def test_in_mm_mode_each_process_has_its_own(client, file, spawn):
                 await client.map(file, ioas, process.address, PAGE)
 
 
+@pytest.mark.root
 async def test_the_privileged_have_no_limit(client, file, spawn):
     process = spawn(memlock=1)
     ioas = await client.ioas_with_domains(file, 1)
@@ -178,6 +184,7 @@ async def test_the_privileged_have_no_limit(client, file, spawn):
         await client.map(file, ioas, process.address, 256 * PAGE)
 
 
+@pytest.mark.root
 async def test_the_rlimit_mode_takes_privilege(client, file, spawn):
     ioas = await client.ioas_alloc(file)
     with client.as_process(spawn(uid=NOBODY)):
