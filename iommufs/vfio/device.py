@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import errno
 import select
+from collections.abc import Iterator
 from typing import Any
+
+import trio
 
 from iommufs import uapi
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
+from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.eventfd import EventFd
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.irqs import Irqs
-from iommufs.vfio.regions import Regions
+from iommufs.vfio.regions import CONFIG, OFFSET_MASK, Regions
+
+# A model is asked for this many bytes of a BAR, then others get their turn.
+TURN = 4096
 
 
 class DevSet:
@@ -119,12 +126,41 @@ class DeviceFile:
     async def read(self, offset: int, size: int) -> bytes:
         """Read a region; EINVAL, EFAULT, EIO."""
         self._check_granted()
-        return self.regions.read(offset, size) if size else b""
+        if offset >> OFFSET_SHIFT == CONFIG:
+            return self.regions.read(offset, size) if size else b""
+        data = bytearray()
+        for at, turn in self._turns(offset, size):
+            if data:
+                await trio.lowlevel.checkpoint()
+            data += self.regions.read(at, turn)
+        return bytes(data)
 
     async def write(self, offset: int, data: bytes) -> int:
         """Write a region; EINVAL, EFAULT, EIO."""
         self._check_granted()
-        return self.regions.write(offset, data) if data else 0
+        if offset >> OFFSET_SHIFT == CONFIG:
+            return self.regions.write(offset, data) if data else 0
+        done = 0
+        for at, turn in self._turns(offset, len(data)):
+            if done:
+                await trio.lowlevel.checkpoint()
+            done += self.regions.write(at, data[done : done + turn])
+        return done
+
+    def _turns(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """Cut an access into parts (offset, size), between which others get their turn.
+
+        It ends with the region; an access that begins past its end is one part, for its errno.
+        """
+        table, index = self.regions.table, offset >> OFFSET_SHIFT
+        start = offset & OFFSET_MASK
+        end = min(start + size, table[index].size if index < len(table) else 0)
+        if size and start >= end:
+            yield offset, size
+        while start < end:
+            turn = min(TURN - start % TURN, end - start)
+            yield index << OFFSET_SHIFT | start, turn
+            start += turn
 
     def poll(self) -> int:
         """Always ready: a device has no poll operation."""

@@ -27,13 +27,13 @@ def cookie(function: Any, index: int) -> int:
 
 
 def drain(limit: int) -> None:
-    """Pass on what the poller has seen; nothing for a device that is not open any more."""
+    """Pass on what the poller has seen; nothing to a device that is closed or does not decode."""
     event = ffi.new("struct iofs_watch_event *")
     for _ in range(limit):
         if not lib.iofs_watch_next(event):
             break
         function, index = _regions[event.cookie]
-        if function.irqs is not None:
+        if function.config is not None and function.config.memory_enabled:
             with contextlib.suppress(UapiError):  # the model failed, which is reported
                 function.write_bar(index, event.offset, event.size, event.value)
 

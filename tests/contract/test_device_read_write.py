@@ -1,6 +1,7 @@
 """Reading and writing a device file; source: oracle probe, section regions."""
 
 import pytest
+import trio
 
 from iommufs.vfio.model import Bar, Description, Model
 from tests.contract.client import refused
@@ -128,6 +129,26 @@ async def test_config_space_of_the_default_machine_is_that_of_the_oracle(vfio, i
             await vfio.pwrite(df, value * 4, CONFIG + offset)
             assert await vfio.pread(df, facts.size, CONFIG) == expected, hex(offset)
         await vfio.pwrite(df, before[offset : offset + 4], CONFIG + offset)
+
+
+async def test_a_long_access_lets_others_have_their_turn(vfio, nvme, nursery):
+    turns = []
+
+    async def other():
+        while True:
+            turns.append(None)
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(other)
+    pattern = bytes(range(256)) * 64
+    assert await vfio.pwrite(nvme, pattern + b"beyond", BAR[0]) == 0x4000
+    before = len(turns)
+    got = await vfio.pread(nvme, 0x10000, BAR[0])
+    assert len(turns) > before
+    table = slice(0x2000, 0x2000 + 65 * 16)
+    assert got == pattern[: table.start] + ONES * (65 * 16) + pattern[table.stop :]
+    assert await vfio.pread(nvme, 0x10000, BAR[0] + 0x1001) == got[0x1001:]
+    nursery.cancel_scope.cancel()
 
 
 # ---- how accesses are cut
