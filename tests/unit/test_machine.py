@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -170,7 +171,7 @@ async def test_stores_of_a_client_reach_the_model_through_the_poller(nursery):
     await trio.testing.wait_all_tasks_blocked()
     function = made.devices[0].function
     answered = trio.Event()
-    function.irqs = object()  # as if a client had it open
+    function.config = SimpleNamespace(memory_enabled=True)  # as if a client had it open
     write = function.model.write
 
     def write_and_tell(*args):
@@ -190,7 +191,7 @@ async def test_stores_of_a_client_reach_the_model_through_the_poller(nursery):
 def test_a_storm_of_stores_is_taken_in_by_and_by():
     """So that a client which never rests does not stop the others."""
     function = machine.load(None).devices[0].function
-    function.irqs = object()
+    function.config = SimpleNamespace(memory_enabled=True)
     function.model.open()
     written = []
     function.model.write = lambda *args: written.append(args)
