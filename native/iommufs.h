@@ -156,7 +156,7 @@ struct iofs_domain_config {
   uint64_t pgsize_bitmap; /* bit n: leaves of 1 << n bytes */
 };
 
-/* EINVAL: an empty aperture; sizes that are not 512 times each other. ENOMEM. */
+/* EINVAL: an empty aperture; sizes that are not 512 times each other, or below 4 KiB. ENOMEM. */
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out);
 void iofs_domain_get(struct iofs_domain *domain);
 void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is in no iopt then */

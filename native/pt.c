@@ -46,6 +46,8 @@ int pt_init(struct pt *pt, const struct pt_format *format, uint64_t sizes, uint6
     return -EINVAL;
   *pt = (struct pt){.format = format, .sizes = sizes};
   pt->page_lg2 = (unsigned)__builtin_ctzll(sizes);
+  if (pt->page_lg2 < format->min_page_lg2)
+    return -EINVAL;
   do
     pt->n_levels++;
   while (shift_of(pt, pt->n_levels) < 64 && last >> shift_of(pt, pt->n_levels));

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 struct pt_format {
+  unsigned min_page_lg2; /* what an entry can still point at */
   uint64_t (*table_entry)(const uint64_t *table);
   uint64_t (*leaf_entry)(uint64_t phys, unsigned level, uint32_t prot); /* prot: enum iofs_prot */
   int (*is_leaf)(uint64_t entry, unsigned level); /* of an entry that is not 0 */
@@ -30,7 +31,8 @@ struct pt {
   uint64_t n_bytes; /* of all tables */
 };
 
-/* Sizes that are no level of the format, or none: EINVAL; ENOMEM. last: the highest iova. */
+/* EINVAL: no sizes, or one that is no level, or too small for the format; ENOMEM. last: the highest
+ * iova. */
 int pt_init(struct pt *pt, const struct pt_format *format, uint64_t sizes, uint64_t last);
 void pt_destroy(struct pt *pt);
 

@@ -68,6 +68,7 @@ static void test_widths(void) {
   pt_destroy(&pt);
   CHECK_EQ(pt_init(&pt, &pt_vtd, K4 | 1 << 20, LAST48), -EINVAL);
   CHECK_EQ(pt_init(&pt, &pt_vtd, 0, LAST48), -EINVAL);
+  CHECK_EQ(pt_init(&pt, &pt_vtd, K4 >> 1 | M2 >> 1, LAST48), -EINVAL);
 }
 
 static void test_a_map_without_memory_leaves_nothing(void) {

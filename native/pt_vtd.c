@@ -27,4 +27,4 @@ static uint32_t prot(uint64_t entry) {
   return (entry & READ ? IOFS_READ : 0) | (entry & WRITE ? IOFS_WRITE : 0);
 }
 
-const struct pt_format pt_vtd = {table_entry, leaf_entry, is_leaf, table, phys, prot};
+const struct pt_format pt_vtd = {12, table_entry, leaf_entry, is_leaf, table, phys, prot};
