@@ -12,18 +12,13 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-CAPABILITIES = {
-    14: "CAP_IPC_LOCK",
-    19: "CAP_SYS_PTRACE",
-    21: "CAP_SYS_ADMIN",
-    24: "CAP_SYS_RESOURCE",
-}
+CAPABILITIES = {14: "CAP_IPC_LOCK", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN"}
 LOUD = {"warning", "error", "critical", "exception"}
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "mount: needs /dev/fuse and the right to mount")
-    config.addinivalue_line("markers", "root: needs root with all its capabilities")
+    config.addinivalue_line("markers", "root: needs root with its usual capabilities")
     config.addinivalue_line("markers", "logs(pattern): a warning or error that matches is expected")
 
 
