@@ -94,9 +94,16 @@ class FdReturner:
         """A descriptor of ours for an open file; its close is the release. Takes over the file."""
         token = str(next(self._tokens))
         path = os.path.join(self._mount, self._operations.publish(token, open_file))
-        fd = await trio.to_thread.run_sync(lib.iofs_transport_open, os.fsencode(path))
-        if fd < 0 and self._operations.withdraw(token):
-            open_file.release()
+        fd = -errno.EINTR
+        try:
+            # Cancelled, the thread is left to itself: nobody serves its open() any longer, which
+            # ends with the mount.
+            fd = await trio.to_thread.run_sync(
+                lib.iofs_transport_open, os.fsencode(path), abandon_on_cancel=True
+            )
+        finally:
+            if fd < 0 and self._operations.withdraw(token):
+                open_file.release()
         return check(fd, "a descriptor of our own")
 
 
