@@ -23,13 +23,13 @@
 #include "iommufs.h"
 #include "transport.h"
 
-enum { IDLE, ASKED, ANSWERED, ENDING };
+enum { IDLE, ASKED, ANSWERED };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of `state` and the question */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the states and the question */
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* one question at a time */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static pthread_t thread;
-static int running, state, sockets[2] = {-1, -1};
+static int running, ending, state, sockets[2] = {-1, -1};
 
 static struct {
   const char *path; /* to open, else: */
@@ -103,7 +103,8 @@ static void *serve(void *unused) {
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, NULL);
   int r = unshare(CLONE_FILES) < 0 ? -errno : 0;
-  if (!r) { /* keep the socket alone */
+  const int has_own_table = !r;
+  if (has_own_table) { /* keep the socket alone */
     close_range(3, sockets[1] - 1, 0);
     close_range(sockets[1] + 1, ~0u, 0);
   }
@@ -112,9 +113,9 @@ static void *serve(void *unused) {
   state = ANSWERED;
   pthread_cond_broadcast(&changed);
   for (;;) {
-    while (state != ASKED && state != ENDING)
+    while (state != ASKED && !ending)
       pthread_cond_wait(&changed, &lock);
-    if (state == ENDING)
+    if (ending)
       break;
     pthread_mutex_unlock(&lock);
     r = question.path ? open_and_send(question.path)
@@ -124,9 +125,15 @@ static void *serve(void *unused) {
     state = ANSWERED;
     pthread_cond_broadcast(&changed);
   }
+  if (state == ASKED) {
+    question.result = -ENOTCONN;
+    state = ANSWERED;
+    pthread_cond_broadcast(&changed);
+  }
+  running = 0;
   pthread_mutex_unlock(&lock);
-  if (question.result >= 0)
-    close(sockets[1]); /* the copy in our own table */
+  if (has_own_table)
+    close(sockets[1]); /* the copy in it */
   return NULL;
 }
 
@@ -142,9 +149,12 @@ int iofs_side_start(void) {
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0)
     return -errno;
   state = IDLE;
+  ending = 0;
+  running = 1;
   int r = -pthread_create(&thread, NULL, serve, NULL);
-  running = !r;
-  if (!r) {
+  if (r) {
+    running = 0;
+  } else {
     pthread_mutex_lock(&lock);
     r = wait_for_answer();
     pthread_mutex_unlock(&lock);
@@ -155,28 +165,30 @@ int iofs_side_start(void) {
 }
 
 void iofs_side_stop(void) {
-  if (running) {
-    pthread_mutex_lock(&lock);
-    state = ENDING;
-    pthread_cond_broadcast(&changed);
-    pthread_mutex_unlock(&lock);
+  pthread_mutex_lock(&lock);
+  const int was_running = running && !ending;
+  ending = 1; /* it may be at a question, and answers that first */
+  pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+  if (was_running)
     pthread_join(thread, NULL);
-  }
-  running = 0;
+  pthread_mutex_lock(&busy); /* whoever asked has taken the answer */
   for (int i = 0; i < 2; i++) {
     if (sockets[i] >= 0)
       close(sockets[i]);
     sockets[i] = -1;
   }
+  pthread_mutex_unlock(&busy);
 }
 
 static int ask(void) {
-  if (!running)
-    return -ENOTCONN;
+  int r = -ENOTCONN;
   pthread_mutex_lock(&lock);
-  state = ASKED;
-  pthread_cond_broadcast(&changed);
-  int r = wait_for_answer();
+  if (running && !ending) {
+    state = ASKED;
+    pthread_cond_broadcast(&changed);
+    r = wait_for_answer();
+  }
   pthread_mutex_unlock(&lock);
   return r;
 }

@@ -3,8 +3,10 @@
 What the nodes do is in small_run.py.
 """
 
+import errno
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -235,3 +237,39 @@ def test_other_system_call_tables_work_where_the_kernel_has_them(runs, static_cl
     if bare.returncode < 0 or bare.stdout == "ENOSYS\n":
         pytest.skip(f"this kernel has no {table} system calls")
     assert runs.run(static_client, table).stdout == "made\n"
+
+
+UNMOUNT_WHILE_OPENING = """
+import os, sys, threading
+from iommufs._native import lib
+assert lib.iofs_transport_mount(os.fsencode(sys.argv[1])) == 0
+results = []
+path = os.path.join(sys.argv[1], "anything").encode()
+threads = [
+    threading.Thread(target=lambda: results.append(lib.iofs_transport_open(path))) for _ in "ab"
+]
+for thread in threads:
+    thread.start()
+
+def opens():
+    for task in os.listdir("/proc/self/task"):
+        number = open(f"/proc/self/task/{task}/syscall").read().split()[0]
+        if number == "257" and int(task) not in (os.getpid(), *(t.native_id for t in threads)):
+            return True
+
+while not opens():
+    pass
+lib.iofs_transport_unmount()
+for thread in threads:
+    thread.join()
+print(sorted(results))
+"""
+
+
+def test_unmounting_ends_an_open_of_our_own_that_nobody_serves(tmp_path):
+    """As when a run ends while a descriptor is being made."""
+    command = [sys.executable, "-c", UNMOUNT_WHILE_OPENING, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    errors = {-errno.ENOTCONN, -errno.ECONNABORTED}
+    assert result.stderr == ""
+    assert {int(word) for word in result.stdout.strip("[]\n").split(",")} <= errors
