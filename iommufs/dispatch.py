@@ -75,12 +75,13 @@ class Reader:
 async def _iommufd_ioctl(file: Any, reader: Reader, cmd: int) -> int:
     nr = cmd & 0xFF
     last = tables.IOMMUFD_TEST_LAST_NR if file.test_ops else tables.IOMMUFD_LAST_NR
-    if not tables.IOMMUFD_FIRST_NR <= nr <= last:
-        raise UapiError(errno.ENOTTY, f"{cmd:#x} is outside of the table")
-    await reader.first(4)  # before the number is looked up: EFAULT wins over ENOTTY
-    row = tables.IOMMUFD.get(cmd)
-    if row is None and file.test_ops:
-        row = tables.IOMMUFD_TEST.get(cmd)
+    if tables.IOMMUFD_FIRST_NR <= nr <= last:
+        await reader.first(4)  # before the number is looked up: EFAULT wins over ENOTTY
+        row = tables.IOMMUFD.get(cmd)
+        if row is None and file.test_ops:
+            row = tables.IOMMUFD_TEST.get(cmd)
+    else:
+        row = tables.IOMMUFD_VFIO.get(cmd)
     if row is None:
         raise UapiError(errno.ENOTTY, f"{cmd:#x} is not in the table")
     return await _call(row, await _read(row, file, reader))

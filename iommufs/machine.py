@@ -30,7 +30,8 @@ from iommufs.vfio.model import Host, Model
 IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd}
 
 # As Linux numbers them: fixed for misc devices, the first free major for the cdevs.
-IOMMU_RDEV = (10, 258)
+IOMMU = sysfs.Misc("iommu", (10, 258), "iommu", 0o660)
+CONTAINER = sysfs.Misc("vfio", (10, 196), "vfio/vfio", 0o666)
 CDEV_MAJOR = 251
 
 
@@ -123,7 +124,8 @@ class Machine:
 
     def _make_root(self) -> Dir:
         root = Dir()
-        place(root, "dev/iommu", DeviceNode(0o660, IOMMU_RDEV, self._open_iommufd))
+        for misc, open_file in (IOMMU, self._open_iommufd), (CONTAINER, self._open_container):
+            place(root, f"dev/{misc.node}", DeviceNode(misc.mode, misc.rdev, open_file))
         place(root, "dev/vfio/devices", Dir())
         for device in self.devices:
             place(
@@ -131,11 +133,15 @@ class Machine:
                 f"dev/vfio/devices/vfio{device.index}",
                 DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd),
             )
-        root.entries["sys"] = sysfs.build(self, IOMMU_RDEV, CDEV_MAJOR)
+        root.entries["sys"] = sysfs.build(self, (IOMMU, CONTAINER), CDEV_MAJOR)
         return root
 
     def _open_iommufd(self, flags: int) -> Ctx:
         return Ctx(test_ops=self.topology.test)
+
+    def _open_container(self, flags: int) -> Ctx:
+        """As with CONFIG_IOMMUFD_VFIO_CONTAINER: an iommufd whose pages count as type1's did."""
+        return Ctx(test_ops=self.topology.test, mm_mode=True)
 
     # -- background work --------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ Not here: the directories of the PCI functions themselves (sysfs_pci.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from iommufs.fuse.nodes import Dir, Link, Node, TextFile, place
@@ -32,16 +33,26 @@ PARAMETERS = {
 VFIO_VERSION = "0.3"
 
 
-def build(machine: Any, iommu_rdev: tuple[int, int], cdev_major: int) -> Dir:
+@dataclass(frozen=True)
+class Misc:
+    """A misc device: its name, its numbers, and its node in /dev."""
+
+    name: str
+    rdev: tuple[int, int]
+    node: str
+    mode: int
+
+
+def build(machine: Any, miscs: Sequence[Misc], cdev_major: int) -> Dir:
     """The tree of a machine.Machine."""
-    return _Builder(machine, iommu_rdev, cdev_major).build()
+    return _Builder(machine, miscs, cdev_major).build()
 
 
 class _Builder:
-    def __init__(self, machine: Any, iommu_rdev: tuple[int, int], cdev_major: int) -> None:
+    def __init__(self, machine: Any, miscs: Sequence[Misc], cdev_major: int) -> None:
         self._machine = machine
         self._topology = machine.topology
-        self._iommu_rdev = iommu_rdev
+        self._miscs = miscs
         self._cdev_major = cdev_major
         self._cdevs = {device.function.address: device for device in machine.devices}
         self._sys = Dir()
@@ -53,7 +64,8 @@ class _Builder:
         for number, members in self._topology.groups.items():
             self._add_group(number, members)
         self._add_iommu()
-        self._add_misc()
+        for misc in self._miscs:
+            self._add_misc(misc)
         self._add_modules()
         return self._sys
 
@@ -178,17 +190,17 @@ class _Builder:
         self._place(f"{path}/uevent", TextFile(bytes, refuse, 0o644))
         self._place(f"class/iommu/{IOMMU_NAME}", Link(f"../../{path}"))
 
-    # -- iommufd ----------------------------------------------------------------------------------
+    # -- misc devices: iommufd, the VFIO container ----------------------------------------------
 
-    def _add_misc(self) -> None:
-        major, minor = self._iommu_rdev
-        path = "devices/virtual/misc/iommu"
-        uevent = f"MAJOR={major}\nMINOR={minor}\nDEVNAME=iommu\nDEVMODE=0660"
+    def _add_misc(self, misc: Misc) -> None:
+        major, minor = misc.rdev
+        path = f"devices/virtual/misc/{misc.name}"
+        uevent = f"MAJOR={major}\nMINOR={minor}\nDEVNAME={misc.node}\nDEVMODE={misc.mode:04o}"
         self._place(f"{path}/dev", text(f"{major}:{minor}"))
         self._place(f"{path}/power", power("auto", lambda: "unsupported"))
         self._place(f"{path}/subsystem", Link("../../../../class/misc"))
         self._place(f"{path}/uevent", text(uevent, 0o644))
-        self._place("class/misc/iommu", Link(f"../../{path}"))
+        self._place(f"class/misc/{misc.name}", Link(f"../../{path}"))
         self._place(f"dev/char/{major}:{minor}", Link(f"../../{path}"))
 
 

@@ -19,6 +19,8 @@ from iommufs.iommufd import (
     ioas_map,
     option,
     test_ops,
+    vfio_compat,
+    vfio_compat_info,
     viommu,
 )
 from iommufs.iommufd.ctx import destroy
@@ -111,6 +113,18 @@ IOMMUFD = by_number([
 # Only for a context with test_ops, as with CONFIG_IOMMUFD_TEST.
 IOMMUFD_TEST = by_number([
     sized(uapi.IOMMU_TEST_CMD, "iommu_test_cmd", "last", test_ops.test_cmd),
+])
+
+# What VFIO type1 drivers ask a container, here of every context.
+IOMMUFD_VFIO = by_number([
+    Row(uapi.VFIO_GET_API_VERSION, vfio_compat.get_api_version),
+    Row(uapi.VFIO_CHECK_EXTENSION, vfio_compat.check_extension),
+    Row(uapi.VFIO_SET_IOMMU, vfio_compat.set_iommu),
+    argsz(uapi.VFIO_IOMMU_GET_INFO, "vfio_iommu_type1_info", "iova_pgsizes",
+          vfio_compat_info.iommu_get_info),
+    argsz(uapi.VFIO_IOMMU_MAP_DMA, "vfio_iommu_type1_dma_map", "size", vfio_compat.iommu_map_dma),
+    argsz(uapi.VFIO_IOMMU_UNMAP_DMA, "vfio_iommu_type1_dma_unmap", "size",
+          vfio_compat.iommu_unmap_dma),
 ])
 # fmt: on
 

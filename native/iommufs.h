@@ -118,8 +118,8 @@ int iofs_iopt_map_pieces(struct iofs_iopt *iopt, const struct iofs_piece_list *l
 void iofs_piece_list_free(struct iofs_piece_list *list);
 
 /*
- * Unmap what lies in [iova, iova + length); not atomic: EINVAL, EOVERFLOW; then for area by area,
- * EBUSY (pinned by an internal access), ENOENT (only a part of it); ENOENT: nothing was there.
+ * Unmap what lies in [iova, iova + length), which may be nothing; not atomic: EINVAL, EOVERFLOW;
+ * then for area by area, EBUSY (pinned by an internal access), ENOENT (only a part of it).
  * *unmapped: bytes unmapped, added to, written on failure too. Returns 1 if an access has pins in
  * *notify: tell every external access of the iopt, then call again with the same arguments; a call
  * that again finds the same area pinned counts as one try, EDEADLK after 100.

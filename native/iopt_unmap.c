@@ -60,7 +60,7 @@ int iofs_iopt_unmap(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint
   pthread_mutex_lock(&iopt->lock);
   int err = unmap(iopt, iova, last, unmapped, out);
   pthread_mutex_unlock(&iopt->lock);
-  return err || *unmapped ? err : -ENOENT;
+  return err;
 }
 
 int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_range *out) {

@@ -56,20 +56,23 @@ class Ioas(Object):
                 return [(out[i].start, out[i].last) for i in range(n)]
             room = n
 
-    def unmap(self, iova: int, length: int) -> int:
-        """Unmap [iova, iova + length); the number of bytes that were mapped there."""
+    def unmap(self, iova: int, length: int) -> tuple[int, int]:
+        """Unmap [iova, iova + length), nothing if nothing is there, not atomically.
+
+        0 or -errno (see iofs_iopt_unmap), and how many bytes were unmapped, by a failure too.
+        """
         return self._unmap(lambda *out: lib.iofs_iopt_unmap(self.iopt, iova, length, *out))
 
-    def unmap_all(self) -> int:
+    def unmap_all(self) -> tuple[int, int]:
         return self._unmap(lambda *out: lib.iofs_iopt_unmap_all(self.iopt, *out))
 
-    def _unmap(self, unmap: Callable[..., int]) -> int:
+    def _unmap(self, unmap: Callable[..., int]) -> tuple[int, int]:
         unmapped = ffi.new("uint64_t *")
         pinned = ffi.new("struct iofs_range *")
-        while check(unmap(unmapped, pinned), "unmap"):
+        while (result := unmap(unmapped, pinned)) > 0:
             for access in list(self.accesses):
                 access.unmap(pinned.start, pinned.last - pinned.start + 1)
-        return unmapped[0]
+        return result, unmapped[0]
 
 
 async def ioas_alloc(ucmd: Ucmd) -> None:

@@ -146,9 +146,14 @@ async def ioas_unmap(ucmd: Ucmd) -> None:
     """
     cmd = ucmd.cmd
     with ucmd.file.objects.use(cmd.ioas_id, Ioas) as ioas:
-        if cmd.iova == 0 and cmd.length == U64_MAX:
-            cmd.length = ioas.unmap_all()
+        everything = cmd.iova == 0 and cmd.length == U64_MAX
+        if everything:
+            result, unmapped = ioas.unmap_all()
         else:
             _check_not_max(iova=cmd.iova, length=cmd.length)
-            cmd.length = ioas.unmap(cmd.iova, cmd.length)
+            result, unmapped = ioas.unmap(cmd.iova, cmd.length)
+        check(result, f"unmap {cmd.length:#x} bytes at {cmd.iova:#x}")
+        if not unmapped and not everything:
+            raise UapiError(errno.ENOENT, "nothing is mapped there")
+        cmd.length = unmapped
         await ucmd.respond()

@@ -80,6 +80,7 @@ class Iommu:
 
     name = ""
     dirty_tracking = False
+    enforces_coherency = False  # page tables make DMA that asks not to snoop caches do so
 
     def __init__(self, reserved: Iterable[ReservedRegion] = ()) -> None:
         """`reserved`: ranges that the machine's firmware keeps, besides the driver's own."""

@@ -83,6 +83,10 @@ class Client(ABC):
         """A new /dev/iommu."""
 
     @abstractmethod
+    async def open_container(self) -> Any:
+        """A new /dev/vfio/vfio."""
+
+    @abstractmethod
     async def close(self, file: Any) -> None: ...
 
     @abstractmethod
@@ -225,7 +229,12 @@ class ProcessClient(Client):
         return ProcessCaller(self)
 
     async def open(self) -> Ctx:
-        ctx = Ctx(test_ops=self.test_ops)
+        return self._add(Ctx(test_ops=self.test_ops))
+
+    async def open_container(self) -> Ctx:
+        return self._add(Ctx(test_ops=self.test_ops, mm_mode=True))
+
+    def _add(self, ctx: Ctx) -> Ctx:
         self._open.append(ctx)
         return ctx
 

@@ -85,6 +85,9 @@ class MountClient(Client):
     async def open(self) -> int:
         return self._add("dev/iommu")
 
+    async def open_container(self) -> int:
+        return self._add("dev/vfio/vfio")
+
     async def close(self, file: int) -> None:
         self._open.remove(file)
         os.close(file)

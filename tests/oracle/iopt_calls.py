@@ -249,7 +249,8 @@ class Core:
         if U64_MAX in (iova, length):
             return -errno.EOVERFLOW, None
         out, pinned = self.ffi.new("uint64_t *"), self.ffi.new("struct iofs_range *")
-        return self.lib.iofs_iopt_unmap(self.iopts[i], iova, length, out, pinned), out[0]
+        result = self.lib.iofs_iopt_unmap(self.iopts[i], iova, length, out, pinned)
+        return result if result or out[0] else -errno.ENOENT, out[0]
 
     def unmap_all(self, i):
         out, pinned = self.ffi.new("uint64_t *"), self.ffi.new("struct iofs_range *")

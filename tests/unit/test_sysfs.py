@@ -27,7 +27,6 @@ LEFT_OUT = {
     r"^/sys/devices/virtual/iommu/dmar0/intel-iommu($|/)": "registers of the IOMMU unit",
     r"iommufd_selftest_iommu": "the mock IOMMU of CONFIG_IOMMUFD_TEST",
     r"^/sys/class/vfio($|/)|^/sys/dev/char/252:|^/dev/vfio/\d+$": "legacy groups",
-    r"^/dev/vfio/vfio$|virtual/misc/vfio($|/)|^/sys/dev/char/10:196$": "the legacy container",
 }
 # Content that is the guest's own.
 ANOTHER_MACHINE = re.compile(r"/local_cpu(s|list)$")
