@@ -18,6 +18,7 @@ from iommufs._native import ffi, lib
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, place
+from iommufs.iommu.amd import Amd
 from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
@@ -27,7 +28,7 @@ from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.model import Host, Model
 
-IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd}
+IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd, "amd": Amd}
 
 # As Linux numbers them: fixed for misc devices, the first free major for the cdevs.
 IOMMU = sysfs.Misc("iommu", (10, 258), "iommu", 0o660)

@@ -26,7 +26,8 @@ static struct iofs_dma_fault fault;
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 static void begin_with(pid_t pid) {
-  struct iofs_domain_config config = {0, (1ull << 48) - 1, K4 | 2 << 20 | 1 << 30};
+  struct iofs_domain_config config = {0, (1ull << 48) - 1, K4 | 2 << 20 | 1 << 30,
+                                      IOFS_PT_VTD};
   CHECK_EQ(iofs_mm_open(pid, &mm), 0);
   iopt = iofs_iopt_new();
   CHECK_EQ(iofs_domain_new(&config, &domain), 0);

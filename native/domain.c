@@ -9,13 +9,20 @@
 #include "iopt.h"
 #include "stats.h"
 
+static const struct pt_format *const formats[] = {
+    [IOFS_PT_VTD] = &pt_vtd,
+    [IOFS_PT_AMD] = &pt_amd,
+};
+
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out) {
   struct iofs_domain *domain;
-  if (config->aperture_start > config->aperture_last)
+  if (config->aperture_start > config->aperture_last ||
+      config->format >= sizeof formats / sizeof *formats)
     return -EINVAL;
   if (!(domain = alloc_zeroed(sizeof *domain)))
     return -ENOMEM;
-  int err = pt_init(&domain->pt, &pt_vtd, config->pgsize_bitmap, config->aperture_last);
+  int err = pt_init(&domain->pt, formats[config->format], config->pgsize_bitmap,
+                    config->aperture_last);
   if (err) {
     alloc_free(domain);
     return err;

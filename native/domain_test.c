@@ -25,7 +25,7 @@ static char *memory; /* 16 pages, private */
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 static struct iofs_domain *new_domain(uint64_t start, uint64_t last, uint64_t sizes) {
-  struct iofs_domain_config config = {start, last, sizes};
+  struct iofs_domain_config config = {start, last, sizes, IOFS_PT_VTD};
   struct iofs_domain *domain;
   CHECK_EQ(iofs_domain_new(&config, &domain), 0);
   return domain;
@@ -65,10 +65,12 @@ static int has(const struct iofs_domain *domain, uint64_t iova) {
 
 static void test_a_domain_must_make_sense(void) {
   struct iofs_domain *domain;
-  struct iofs_domain_config backwards = {5, 4, K4}, odd = {0, G1, K4 | K4 << 1}, none = {0, G1, 0};
+  struct iofs_domain_config backwards = {5, 4, K4, 0}, odd = {0, G1, K4 | K4 << 1, 0},
+                            none = {0, G1, 0, 0}, unknown = {0, G1, K4, IOFS_PT_AMD + 1};
   CHECK_EQ(iofs_domain_new(&backwards, &domain), -EINVAL);
   CHECK_EQ(iofs_domain_new(&odd, &domain), -EINVAL);
   CHECK_EQ(iofs_domain_new(&none, &domain), -EINVAL);
+  CHECK_EQ(iofs_domain_new(&unknown, &domain), -EINVAL);
   CHECK_EQ(stats.domains + stats.table_bytes, 0);
 }
 
@@ -286,7 +288,7 @@ static void test_cut_under_a_domain(void) {
 
 static void test_no_memory_leaves_no_trace(void) {
   for (int n = 1, fails = 1; fails; n++) {
-    struct iofs_domain_config config = {0x1000, (1ull << 48) - 1, K4 | M2 | G1};
+    struct iofs_domain_config config = {0x1000, (1ull << 48) - 1, K4 | M2 | G1, IOFS_PT_VTD};
     struct iofs_domain *one = usual_domain(), *two = NULL;
     begin();
     CHECK_EQ(map_at(memory, 4 * K4, 0x100000), 0);

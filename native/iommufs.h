@@ -151,12 +151,16 @@ size_t iofs_iopt_n_areas(struct iofs_iopt *iopt);
 int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova);
 
 /* ---- domain: the page table of one HWPT ------------------------------------------------------ */
+enum iofs_pt_format { IOFS_PT_VTD, IOFS_PT_AMD };
+
 struct iofs_domain_config {
   uint64_t aperture_start, aperture_last;
   uint64_t pgsize_bitmap; /* bit n: leaves of 1 << n bytes */
+  uint32_t format;        /* enum iofs_pt_format */
 };
 
-/* EINVAL: an empty aperture; sizes that are not 512 times each other, or below 4 KiB. ENOMEM. */
+/* EINVAL: an empty aperture; sizes that are not 512 times each other, or below 4 KiB; no such
+ * format. ENOMEM. */
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out);
 void iofs_domain_get(struct iofs_domain *domain);
 void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is in no iopt then */

@@ -76,7 +76,7 @@ static uint64_t *descend(struct pt *pt, uint64_t iova, unsigned level) {
       uint64_t *below = new_table(pt);
       if (!below)
         return NULL;
-      *entry = pt->format->table_entry(below);
+      *entry = pt->format->table_entry(below, at - 1);
     }
     assert(!pt->format->is_leaf(*entry, at));
     table = pt->format->table(*entry);

@@ -13,7 +13,7 @@
 
 struct pt_format {
   unsigned min_page_lg2; /* what an entry can still point at */
-  uint64_t (*table_entry)(const uint64_t *table);
+  uint64_t (*table_entry)(const uint64_t *table, unsigned level); /* that of `table` */
   uint64_t (*leaf_entry)(uint64_t phys, unsigned level, uint32_t prot); /* prot: enum iofs_prot */
   int (*is_leaf)(uint64_t entry, unsigned level); /* of an entry that is not 0 */
   uint64_t *(*table)(uint64_t entry);
@@ -21,7 +21,7 @@ struct pt_format {
   uint32_t (*prot)(uint64_t entry);
 };
 
-extern const struct pt_format pt_vtd;
+extern const struct pt_format pt_vtd, pt_amd;
 
 struct pt {
   const struct pt_format *format;

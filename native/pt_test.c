@@ -15,11 +15,12 @@
 #define LAST48 ((1ull << 48) - 1)
 
 static uint64_t seed;
+static const struct pt_format *format;
 
 static void test_leaves_are_as_large_as_alignment_allows(void) {
   struct pt pt;
   struct pt_leaf leaf;
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
   CHECK_EQ(pt.n_levels, 4);
   CHECK_EQ(pt_map(&pt, G1 - K4, 7 * G1 - K4, K4 + G1 + M2 + K4, IOFS_READ, ALL), 0);
   CHECK(pt_find(&pt, G1 - K4, &leaf) && leaf.length == K4 && leaf.phys == 7 * G1 - K4);
@@ -39,7 +40,7 @@ static void test_leaves_are_as_large_as_alignment_allows(void) {
 static void test_incongruent_addresses_use_small_leaves(void) {
   struct pt pt;
   struct pt_leaf leaf;
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
   CHECK_EQ(pt_map(&pt, G1, 8 * G1 + M2, G1, IOFS_WRITE, ALL), 0);
   CHECK(pt_find(&pt, G1, &leaf) && leaf.length == M2 && leaf.phys == 8 * G1 + M2);
   pt_unmap(&pt, G1, G1);
@@ -54,21 +55,21 @@ static void test_incongruent_addresses_use_small_leaves(void) {
 static void test_widths(void) {
   struct pt pt;
   struct pt_leaf leaf;
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, (1ull << 39) - 1), 0);
+  CHECK_EQ(pt_init(&pt, format, ALL, (1ull << 39) - 1), 0);
   CHECK_EQ(pt.n_levels, 3);
   pt_destroy(&pt);
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, UINT64_MAX), 0);
+  CHECK_EQ(pt_init(&pt, format, ALL, UINT64_MAX), 0);
   CHECK_EQ(pt.n_levels, 6);
   CHECK_EQ(pt_map(&pt, -K4, G1, K4, IOFS_READ | IOFS_WRITE, ALL), 0);
   CHECK(pt_find(&pt, UINT64_MAX, &leaf) && leaf.phys == G1 + K4 - 1 && leaf.length == 1);
   pt_unmap(&pt, -K4, K4);
   pt_destroy(&pt);
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, 0xfffff), 0); /* one level: no larger leaves than pages */
+  CHECK_EQ(pt_init(&pt, format, ALL, 0xfffff), 0); /* one level: no larger leaves than pages */
   CHECK_EQ(pt.sizes, K4);
   pt_destroy(&pt);
-  CHECK_EQ(pt_init(&pt, &pt_vtd, K4 | 1 << 20, LAST48), -EINVAL);
-  CHECK_EQ(pt_init(&pt, &pt_vtd, 0, LAST48), -EINVAL);
-  CHECK_EQ(pt_init(&pt, &pt_vtd, K4 >> 1 | M2 >> 1, LAST48), -EINVAL);
+  CHECK_EQ(pt_init(&pt, format, K4 | 1 << 20, LAST48), -EINVAL);
+  CHECK_EQ(pt_init(&pt, format, 0, LAST48), -EINVAL);
+  CHECK_EQ(pt_init(&pt, format, K4 >> 1 | M2 >> 1, LAST48), -EINVAL);
 }
 
 static void test_a_map_without_memory_leaves_nothing(void) {
@@ -77,7 +78,7 @@ static void test_a_map_without_memory_leaves_nothing(void) {
   int n = 0, err;
   do {
     iofs_fail_allocation(0);
-    CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+    CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
     iofs_fail_allocation((uint64_t)++n);
     err = pt_map(&pt, G1 - K4, 8 * G1 - K4, G1 + M2 + 2 * K4, IOFS_READ, K4 | M2);
     if (err) {
@@ -100,7 +101,9 @@ static void test_random_maps(void) {
   struct pt pt;
   struct pt_leaf leaf;
   uint64_t base = 5 * G1;
-  CHECK_EQ(pt_init(&pt, &pt_vtd, ALL, LAST48), 0);
+  memset(phys_of, 0, sizeof phys_of);
+  memset(run_of, 0, sizeof run_of);
+  CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
   for (int step = 0; step < 3000; step++) {
     unsigned at = (unsigned)(test_random(&seed) % N_PAGES), n = 0;
     if (run_of[at]) {
@@ -133,12 +136,36 @@ static void test_random_maps(void) {
   pt_destroy(&pt);
 }
 
+/* As the specification draws them: the next level is 3, 2, 1, and 0 in a leaf wherever it is. */
+static void test_entries_of_amd(void) {
+  struct pt pt;
+  format = &pt_amd;
+  CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
+  CHECK_EQ(pt_map(&pt, 0, 5 * G1, K4, IOFS_READ, ALL), 0);
+  CHECK_EQ(pt_map(&pt, G1, 6 * G1, G1, IOFS_WRITE, ALL), 0);
+  const uint64_t *table = pt.root;
+  for (uint64_t level = 3; level; level--) {
+    CHECK_EQ(table[0] >> 52, 0x600);
+    CHECK_EQ(table[0] & 0xfff, level << 9 | 1);
+    if (level == 2)
+      CHECK_EQ(table[1], 1ull << 62 | 6 * G1 | 1);
+    table = format->table(table[0]);
+  }
+  CHECK_EQ(table[0], 1ull << 61 | 5 * G1 | 1);
+  pt_destroy(&pt);
+}
+
 int main(int argc, char **argv) {
+  const struct pt_format *const formats[] = {&pt_vtd, &pt_amd};
   seed = test_seed(argc, argv);
-  RUN(test_leaves_are_as_large_as_alignment_allows);
-  RUN(test_incongruent_addresses_use_small_leaves);
-  RUN(test_widths);
-  RUN(test_a_map_without_memory_leaves_nothing);
-  RUN(test_random_maps);
+  for (int i = 0; i < 2; i++) {
+    format = formats[i];
+    RUN(test_leaves_are_as_large_as_alignment_allows);
+    RUN(test_incongruent_addresses_use_small_leaves);
+    RUN(test_widths);
+    RUN(test_a_map_without_memory_leaves_nothing);
+    RUN(test_random_maps);
+  }
+  RUN(test_entries_of_amd);
   return 0;
 }

@@ -10,7 +10,10 @@
 #define LARGE 0x80ull
 #define ADDRESS 0x000ffffffffff000ull
 
-static uint64_t table_entry(const uint64_t *table) { return (uintptr_t)table | READ | WRITE; }
+static uint64_t table_entry(const uint64_t *table, unsigned level) {
+  (void)level;
+  return (uintptr_t)table | READ | WRITE;
+}
 
 static uint64_t leaf_entry(uint64_t phys, unsigned level, uint32_t prot) {
   return (phys & ADDRESS) | (level ? LARGE : 0) | (prot & IOFS_READ ? READ : 0) |

@@ -7,6 +7,8 @@ from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.iommu import DomainConfig, Iommu
 from iommufs.iommufd.objects import Object
 
+FORMATS = {"vtd": lib.IOFS_PT_VTD, "amd": lib.IOFS_PT_AMD}
+
 
 class HwptPaging(Object):
     """A page table with the contents of an IOAS, in the format of the IOMMU it was made for.
@@ -24,6 +26,7 @@ class HwptPaging(Object):
                 "aperture_start": config.aperture_start,
                 "aperture_last": config.aperture_last,
                 "pgsize_bitmap": config.page_sizes,
+                "format": FORMATS[config.format],
             },
         )
         check(lib.iofs_domain_new(native, out), "no page table")

@@ -35,11 +35,16 @@ class ReservedRegion:
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """What a page table can hold. page_sizes: bit n for pages of 1 << n bytes."""
+    """What a page table can hold, and how.
+
+    page_sizes  bit n for pages of 1 << n bytes
+    format      of its entries: vtd or amd, see native/pt_*.c
+    """
 
     aperture_start: int
     aperture_last: int
     page_sizes: int
+    format: str = "vtd"
 
 
 class IommuGroup:

@@ -24,12 +24,22 @@ def load_module(name):
 
 compare = load_module("compare")
 exceptions = load_module("exceptions")
-REFERENCE = compare.load_file(HERE / "linux-7.3-intel.jsonl")
-SECTIONS = list(dict.fromkeys(key.section for key in REFERENCE))
+INTEL, AMD = (compare.load_file(HERE / f"linux-7.3-{name}.jsonl") for name in ("intel", "amd"))
+SECTIONS = list(dict.fromkeys(key.section for key in INTEL))
+# AMD's transcript has only the sections in which it is not the same as Intel's.
+AMD_SECTIONS = {key.section for key in AMD}
+COMMON = {key: record for key, record in INTEL.items() if key.section not in AMD_SECTIONS}
+REFERENCES = {"vtd": INTEL, "amd": COMMON | AMD}
+
+
+@pytest.fixture(scope="module", params=REFERENCES)
+def kind(request):
+    """Of the IOMMU."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory):
+def probe(tmp_path_factory, kind):
     """What the probe wrote under `iommufs run`, and what the server said meanwhile."""
     directory = tmp_path_factory.mktemp("oracle")
     program = directory / "probe"
@@ -38,7 +48,10 @@ def probe(tmp_path_factory):
     # The reference guest's kernel has the test ioctl, which moves the end of the ioctl table.
     shutil.copytree(TOPOLOGIES, directory / "topologies")
     config = directory / "topologies" / "default.toml"
-    config.write_text("[iommufd]\ntest = true\n" + config.read_text())
+    text = config.read_text()
+    assert 'kind = "vtd"' in text
+    text = text.replace('kind = "vtd"', f'kind = "{kind}"')
+    config.write_text("[iommufd]\ntest = true\n" + text)
     command = [Path(sys.prefix) / "bin" / "iommufs", "run", "--config", config, "--", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -52,12 +65,12 @@ def outcome(record):
 
 
 @pytest.fixture(scope="module")
-def differences(probe):
+def differences(probe, kind):
     """Section → [(name, Linux' outcome, ours, which parts differ)]."""
-    transcript = compare.load(probe.stdout.splitlines())
+    reference, transcript = REFERENCES[kind], compare.load(probe.stdout.splitlines())
     found = {}
-    for key, parts in compare.divergences(REFERENCE, transcript):
-        linux, ours = (outcome(records.get(key)) for records in (REFERENCE, transcript))
+    for key, parts in compare.divergences(reference, transcript):
+        linux, ours = (outcome(records.get(key)) for records in (reference, transcript))
         found.setdefault(key.section, []).append((key.name, linux, ours, parts))
     return found
 

@@ -123,7 +123,7 @@ FAULTS = {
     ),
     "an IOMMU nobody knows": (
         '[iommu]\nkind = "apple"',
-        "iommu.kind: expected one of vtd, got 'apple'",
+        "iommu.kind: expected one of vtd, amd, got 'apple'",
     ),
     "options of an IOMMU without any": (
         "[iommu]\noptions = { a = 1 }",
