@@ -309,6 +309,9 @@ int iofs_transport_open(const char *path);
 /* RELEASEs that arrived since the mount, and how many of them are answered. */
 void iofs_transport_releases(uint64_t *arrived, uint64_t *answered);
 
+/* For tests: hand over to libfuse as where it allows a session no input and output of its own. */
+void iofs_transport_without_custom_io(int wanted);
+
 /* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
 void iofs_transport_unmount(void);
 

@@ -31,8 +31,6 @@
 #include "job.h"
 #include "transport.h"
 
-#define MAX_WRITE (1u << 20) /* what libfuse and pyfuse3 offer; the kernel asks for room for it */
-#define BUFFER_SIZE (MAX_WRITE + 8192)
 #define MAX_READERS 256
 
 struct message {
@@ -334,7 +332,7 @@ static void handle(struct fuse_in_header *in, size_t length) {
 static ssize_t next_request(void *buf) {
   struct pollfd fds[2] = {{fuse_fd, POLLIN, 0}, {stop_fd, POLLIN, 0}};
   for (;;) {
-    ssize_t n = read(fuse_fd, buf, BUFFER_SIZE);
+    ssize_t n = read(fuse_fd, buf, IOFS_MAX_REQUEST);
     if (n >= 0)
       return n;
     if (errno == ENOENT || errno == EINTR) /* the request was taken back */
@@ -353,7 +351,7 @@ static void *reader(void *unused) {
   (void)unused;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
-  void *buf = malloc(BUFFER_SIZE);
+  void *buf = malloc(IOFS_MAX_REQUEST);
   pthread_mutex_lock(&turn);
   while (buf && !stopping && !ended) {
     ssize_t n = next_request(buf);

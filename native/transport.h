@@ -13,6 +13,9 @@
  * kernel passes it on although our files are regular ones. */
 #define IOFS_IDENTIFY _IOR('~', 0x49, uint64_t)
 
+/* Room for the largest request: what libfuse and pyfuse3 let a client write at once, and headers. */
+#define IOFS_MAX_REQUEST ((1u << 20) + 8192)
+
 extern _Atomic uint64_t iofs_live_requests;
 
 /* libfuse's session reads requests from here and writes its answers there; fd is an eventfd. */

@@ -194,6 +194,14 @@ async def serving(path, monkeypatch):
         assert str(path) not in mounts.read()
 
 
+@pytest.fixture(params=["custom io", "pipe"], autouse=True)
+def hand_over(request):
+    """Both ways in which libfuse comes by its requests (native/session.c)."""
+    lib.iofs_transport_without_custom_io(request.param == "pipe")
+    yield
+    lib.iofs_transport_without_custom_io(0)
+
+
 @pytest.fixture
 async def mounted(tmp_path, monkeypatch):
     async with serving(tmp_path, monkeypatch) as mounted:
