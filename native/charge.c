@@ -59,6 +59,14 @@ static uint64_t limit_of(const struct iofs_charge *charge, struct iofs_mm *mm) {
   return mm->memlock_limit >> PAGE_LG2;
 }
 
+void charge_note_limit(const struct iofs_charge *charge, struct iofs_mm *mm) {
+  if (charge->mode == IOFS_CHARGE_NONE)
+    return;
+  pthread_mutex_lock(&lock);
+  limit_of(charge, mm);
+  pthread_mutex_unlock(&lock);
+}
+
 static int add(uint64_t *locked, uint64_t n_pages, uint64_t limit) {
   if (*locked + n_pages < n_pages || *locked + n_pages > limit)
     return -ENOMEM;

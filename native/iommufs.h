@@ -128,6 +128,15 @@ int iofs_iopt_unmap(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint
                     struct iofs_range *notify);
 int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_range *notify);
 
+/*
+ * Let another process pay for all that is mapped in n iopts, and be the one that mapped it. The
+ * iopts are all of one context, in an order that is the same for every call. EINVAL: something is
+ * no mapping of a file; ENOMEM: its limit; nothing has changed then.
+ * ESRCH: all is moved, but something was charged, in mode MM, to a process that is gone.
+ */
+int iofs_iopts_change_process(struct iofs_iopt *const *iopts, size_t n, struct iofs_mm *mm,
+                              const struct iofs_charge *charge);
+
 /* The complement of the reserved ranges, ascending. Returns their number, also if greater than n;
  * writes the first n. */
 size_t iofs_iopt_holes(struct iofs_iopt *iopt, struct iofs_range *out, size_t n);

@@ -44,6 +44,7 @@ static int new_pages(struct iofs_mm *mm, const struct iofs_charge *charge, uint6
   pages->n_pages += (length % PAGE_SIZE + offset + PAGE_SIZE - 1) >> PAGE_LG2;
   pages->mm = mm;
   iofs_mm_get(mm);
+  charge_note_limit(charge, mm);
   stats.pages++;
   *out = pages;
   return 0;
@@ -210,6 +211,27 @@ void pages_unpin(struct pages *pages, uint64_t first, uint64_t last) {
   pthread_mutex_unlock(lock_of(pages));
   charge_remove(&charge, pages->mm, n_pages);
   stats.pinned_pages -= n_pages;
+}
+
+uint64_t pages_n_pinned(const struct pages *pages) {
+  uint64_t n_pages = 0;
+  pthread_mutex_lock(lock_of(pages));
+  struct itree_node *node = pages->pins ? itree_first(&pages->pins->segments) : NULL;
+  for (; node; node = itree_next(node))
+    n_pages += node->last - node->start + 1;
+  pthread_mutex_unlock(lock_of(pages));
+  return n_pages;
+}
+
+void pages_set_process(struct pages *pages, struct iofs_mm *mm, const struct iofs_charge *charge) {
+  struct iofs_mm *old = pages->mm;
+  iofs_mm_get(mm);
+  pthread_mutex_lock(lock_of(pages));
+  pages->mm = mm;
+  pages->uid = charge->uid;
+  pages->tgid = charge->tgid;
+  pthread_mutex_unlock(lock_of(pages));
+  iofs_mm_put(old);
 }
 
 int pages_divide(struct pages *pages, uint64_t index) {

@@ -27,6 +27,7 @@ struct pages {
   uint8_t kind; /* enum pages_kind */
   uint8_t writable;
   uint8_t charge_mode;
+  uint8_t marked; /* of iofs_iopts_change_process() */
   struct iofs_mm *mm;
   struct memfile *file; /* PAGES_FILE */
   uint64_t base;        /* of page 0: address in the client, or offset in the file */
@@ -48,6 +49,13 @@ void pages_put(struct pages *pages);
  * that was pinned, or a part of one that pages_divide() made. */
 int pages_pin(struct pages *pages, uint64_t first, uint64_t last);
 void pages_unpin(struct pages *pages, uint64_t first, uint64_t last);
+
+/* Pages pinned now: what is charged. */
+uint64_t pages_n_pinned(const struct pages *pages);
+
+/* From now on the process and its user are charged; moving what is charged already is the
+ * caller's, who lets nobody pin or unpin meanwhile. The mode stays. */
+void pages_set_process(struct pages *pages, struct iofs_mm *mm, const struct iofs_charge *charge);
 
 /* Let every pinned interval that reaches over the border between index - 1 and index be two. */
 int pages_divide(struct pages *pages, uint64_t index);
