@@ -6,7 +6,7 @@ import sys
 
 from iommufs.caller import Caller
 
-# Reports its memory, then does what it is told on stdin, one line at a time, until that ends.
+# Reports its memory and its file, then does what it is told on stdin, a line at a time, to its end.
 PROGRAM = """
 import ctypes, mmap, os, resource, sys
 uid, euid, memlock, pages = map(int, sys.argv[1:5])
@@ -17,7 +17,9 @@ if uid:
 memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for page in range(pages):
     memory[page * 4096] = (page + 1) % 256
-print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+file = os.memfd_create("other")
+os.ftruncate(file, pages * 4096)
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), file, flush=True)
 for line in sys.stdin:
     if line.strip() == "exec":
         os.execv(sys.executable, [sys.executable, "-c", os.environ["PROGRAM"], *sys.argv[1:]])
@@ -25,7 +27,10 @@ for line in sys.stdin:
 
 
 class OtherProcess:
-    """A process with `pages` pages at `address`; byte 0 of page n is n + 1, modulo 256."""
+    """A process with `pages` pages at `address`; byte 0 of page n is n + 1, modulo 256.
+
+    file  the number there of a file of as many pages, all zero
+    """
 
     def __init__(
         self, *, uid: int = 0, euid: int | None = None, memlock: int = -1, pages: int = 512
@@ -41,18 +46,19 @@ class OtherProcess:
             env=os.environ | {"PROGRAM": PROGRAM},
         )
         self.pid = self._process.pid
-        self.address = self._read_address()
+        self.address, self.file = self._read_numbers()
 
-    def _read_address(self) -> int:
+    def _read_numbers(self) -> tuple[int, int]:
         line = self._process.stdout.readline()
         assert line, "the other process failed"
-        return int(line)
+        address, file = line.split()
+        return int(address), int(file)
 
     def exec(self) -> None:
         """Execute the same program anew: other memory, maybe at another address."""
         self._process.stdin.write("exec\n")
         self._process.stdin.flush()
-        self.address = self._read_address()
+        self.address, self.file = self._read_numbers()
 
     def end(self) -> None:
         self._process.stdin.close()
