@@ -128,7 +128,10 @@ class Caller:
             obtainable = int(_field(_read_status("self"), "CapBnd"), 16)
             if obtainable >> capability & 1 or effective != obtainable:
                 return False
-        mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))
+        try:
+            mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))
+        except (FileNotFoundError, ProcessLookupError):
+            raise UapiError(errno.ESRCH, f"thread {self.tid} is gone") from None
         return (mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino)
 
     def get_fd(self, fd: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from iommufs import sysfs, topology_file
@@ -27,6 +28,8 @@ from iommufs.vfio import reset, watch
 from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.model import Host, Model
+
+log = structlog.get_logger(__name__)
 
 IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd, "amd": Amd}
 
@@ -177,5 +180,9 @@ class Machine:
 
 
 async def _run_in(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    """A task that fails ends alone: the machine goes on serving."""
     with scope:
-        await task()
+        try:
+            await task()
+        except Exception:
+            log.exception("a background task failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ def mount(path: str) -> None:
     raise MountError(f"cannot mount on {path}: {reason}")
 
 
+def _raise_descriptor_limit() -> None:
+    """Each eventfd and each source of memory of a client is a descriptor of ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(
     root: Dir,
     files: OpenFiles,
@@ -58,6 +65,7 @@ async def serve(
     tasks          run beside it and end with it
     on_operations  gets the operations before anything is served
     """
+    _raise_descriptor_limit()
     mount(path)
     try:
         operations = Operations(root, files)

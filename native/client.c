@@ -57,6 +57,9 @@ static int tgid_of(int tid) {
   return tgid;
 }
 
+/* That our own descriptors have run out is no EMFILE of the client's. */
+static int our_error(int error) { return error == EMFILE || error == ENFILE ? -ENOMEM : -error; }
+
 int iofs_client_fd(int tid, int fd) {
   if (fd < 0)
     return -EBADF;
@@ -68,10 +71,10 @@ int iofs_client_fd(int tid, int fd) {
     pidfd = syscall(SYS_pidfd_open, tgid, 0);
   }
   if (pidfd < 0)
-    return -errno;
+    return our_error(errno);
   int copy = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
   if (copy < 0)
-    copy = -errno;
+    copy = our_error(errno);
   close(pidfd);
   if (copy >= 0 && fcntl(copy, F_GETFL) & O_PATH) { /* names a file, but is not open for use */
     close(copy);

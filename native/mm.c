@@ -29,8 +29,9 @@ static int open_error(void) {
     return -ESRCH;
   case EACCES:
     return -EPERM;
+  case EMFILE: /* ours, of which the client knows nothing */
   case ENFILE:
-    return -EMFILE;
+    return -ENOMEM;
   default:
     return -errno;
   }

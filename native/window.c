@@ -137,8 +137,8 @@ static int find_or_open(struct iofs_mm *mm, dev_t dev, uint64_t ino, const char 
   if (!memfile_is_on(mm, major(dev), minor(dev)))
     return -EINVAL;
   int fd = open_link(link);
-  if (fd < 0)
-    return -errno;
+  if (fd < 0) /* our own descriptors may have run out, of which the client knows nothing */
+    return errno == EMFILE || errno == ENFILE ? -ENOMEM : -errno;
   if (fstat(fd, &stat) || stat.st_dev != dev || stat.st_ino != ino) {
     close(fd);
     return -EFAULT;

@@ -16,6 +16,9 @@ from iommufs.files import OpenFiles
 
 log = structlog.get_logger(__name__)
 
+# What this process lacks, the client cannot help: it has no memory to spare, as far as that goes.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 class IoctlPump:
     """Takes ioctls from the transport, runs each as a task, answers it.
@@ -76,6 +79,12 @@ async def result_of(
     except UapiError as error:
         log.debug("ioctl refused", cmd=hex(cmd), tid=caller.tid, error=str(error))
         return -error.errno
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            log.warning("an ioctl failed", cmd=hex(cmd), tid=caller.tid, error=str(error))
+            return -errno.ENOMEM
+        log.exception("an ioctl failed", cmd=hex(cmd), tid=caller.tid)
+        return -errno.EIO
     except Exception:
         log.exception("an ioctl failed", cmd=hex(cmd), tid=caller.tid)
         return -errno.EIO

@@ -6,15 +6,25 @@ not be touched. Nothing here may wait, whatever the client does with its end.
 
 import contextlib
 import errno
+import functools
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+import structlog
 import trio
 
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
+
+
+log = structlog.get_logger(__name__)
+
+
+@functools.cache
+def _tell_of_paths() -> None:
+    log.warning("writes to an eventfd that a client has tied more than 500 times are not seen")
 
 
 class EventFd:
@@ -27,19 +37,30 @@ class EventFd:
         """Add one; a counter that is full stays full, as in eventfd_signal()."""
         check(lib.iofs_eventfd_signal(self.fd), "an eventfd of the client")
 
-    async def events(self, event: Callable[[], None]) -> None:
-        """Call `event` whenever the client adds something, for ever; what it added is taken.
+    def events(self, event: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+        """A task that calls `event` whenever the client adds something; what it added is taken.
 
-        What was there before is one event and is left there (vfio_virqfd_enable()).
+        What was there before is one event and is left there (vfio_virqfd_enable()). ENOMEM.
         """
-        # Cancelled before the first wait: the descriptor may be closed, or another's, by now.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        with select.epoll() as writes:  # edges: a counter that is left alone is no news
+        try:
+            writes = select.epoll()  # edges: a counter that is left alone is no news
             writes.register(self.fd, select.EPOLLIN | select.EPOLLET)
+        except OSError as error:  # the server's own descriptors have run out
+            raise UapiError(errno.ENOMEM, f"nothing to wait with: {error}") from error
+        return functools.partial(self._take_events, writes, event)
+
+    async def _take_events(self, writes: select.epoll, event: Callable[[], None]) -> None:
+        # Cancelled before the first wait: the descriptor may be closed, or another's, by now.
+        with writes:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if writes.poll(0):
                 event()
             while True:
-                await trio.lowlevel.wait_readable(writes.fileno())
+                try:
+                    await trio.lowlevel.wait_readable(writes.fileno())
+                except OSError:  # EINVAL of reverse_path_check(): more than 500 ways to wake us
+                    _tell_of_paths()
+                    return
                 if writes.poll(0):
                     # The client may have taken it back: reading must not wait for the next one.
                     with contextlib.suppress(BlockingIOError):

@@ -28,7 +28,11 @@ class IoEventFd:
             with contextlib.suppress(UapiError):  # memory decoding is off: lost, as in Linux
                 df.regions.write(position, value)
 
-        self._stop = df.function.spawn(lambda: eventfd.events(store))
+        try:
+            self._stop = df.function.spawn(eventfd.events(store))
+        except UapiError:
+            eventfd.close()
+            raise
 
     def close(self) -> None:
         self._stop()

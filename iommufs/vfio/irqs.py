@@ -102,9 +102,13 @@ class Irqs:
         if self._unmask:
             eventfd.close()
             raise UapiError(errno.EBUSY, "an unmask eventfd is set already")
+        try:
+            task = eventfd.events(self.unmask)
+        except UapiError:
+            eventfd.close()
+            raise
         self._unmask = eventfd
-
-        self._stop_unmask = self._spawn(lambda: eventfd.events(self.unmask))
+        self._stop_unmask = self._spawn(task)
 
     def remove_unmask(self) -> None:
         if self._unmask:
