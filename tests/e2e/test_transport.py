@@ -375,17 +375,18 @@ async def test_a_published_file_opens_once_and_is_the_very_one(mounted):
 
 async def test_which_file_a_descriptor_of_a_client_is(mounted):
     async with mounted.started("""
-        f, g, h = dev(), dev(), os.open("/dev/null", os.O_RDWR)
-        assert (f, g, h) == (3, 4, 5), (f, g, h)
+        os.dup2(dev(), 50)
+        os.dup2(dev(), 51)
+        os.dup2(os.open("/dev/null", os.O_RDWR), 52)
         print("open", flush=True)
         time.sleep(1000)
     """) as client:
         files, caller = mounted.machine.files, Caller(client.pid)
-        first, second = files.resolve(caller, 3), files.resolve(caller, 4)
+        first, second = files.resolve(caller, 50), files.resolve(caller, 51)
         assert isinstance(first, File)
         assert isinstance(second, File)
         assert first is not second
-        assert files.resolve(caller, 5) is None
+        assert files.resolve(caller, 52) is None
         with pytest.raises(UapiError) as refused:
             files.resolve(caller, 99)
         assert refused.value.errno == errno.EBADF
