@@ -225,7 +225,7 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer) -
         mine, theirs = _socketpair()
         pid = os.fork()
     except OSError as error:
-        front.send(f"failed the mount namespace: {error}".encode())
+        front.send(f"failed the mount namespace: {error.strerror or error}".encode())
         return FAILED
     if pid == 0:
         try:
@@ -269,7 +269,7 @@ class Client:
         try:
             namespace.enter_client()
         except OSError as error:
-            link.send(f"failed the mount namespace: {error}".encode())
+            link.send(f"failed the mount namespace: {error.strerror or error}".encode())
             os._exit(FAILED)
         self._put_on_filter(link)
         self._restore_signals()

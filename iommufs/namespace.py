@@ -8,6 +8,7 @@ Words: `machine` is the machine's own directory, `ours` the one of our tree, `ta
 composed one is put together.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -38,7 +39,13 @@ def enter_server() -> None:
     """Move this process to a namespace of its own with an empty directory TREE; EPERM."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     # What the machine mounts later is seen in here; nothing from here is seen outside.
-    syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+    try:
+        syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        hint = "/ is no mount point, as in a plain chroot: bind it on itself before chroot(8)"
+        raise OSError(errno.EINVAL, hint) from None
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount("iommufs", HUB, "tmpfs", flags, "mode=755,size=64k")
     os.mkdir(TREE)
