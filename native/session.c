@@ -55,10 +55,13 @@ static int use_custom_io(struct fuse_session *session) {
   static const struct custom_io io = {iofs_session_writev, iofs_session_read, NULL, NULL};
   int (*since_3_17)(struct fuse_session *, const struct custom_io *, size_t, int);
   int (*before)(struct fuse_session *, const struct custom_io *, int);
+  int (*version)(void);
 
+  *(void **)&version = dlsym(libfuse, "fuse_version");
   *(void **)&since_3_17 = dlsym(libfuse, "fuse_session_custom_io_317");
   *(void **)&before = dlsym(libfuse, "fuse_session_custom_io");
-  if (without_custom_io || (!since_3_17 && !before))
+  /* Not even asked from 3.18 on, where it would complain on stderr. */
+  if (without_custom_io || !version || version() >= 318 || (!since_3_17 && !before))
     return -EOPNOTSUPP;
   /* The session closes its descriptor when it is destroyed. */
   int fd = fcntl(iofs_transport_session_fd(), F_DUPFD_CLOEXEC, 0);
