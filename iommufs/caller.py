@@ -139,6 +139,11 @@ class Caller:
         out = lib.iofs_client_fd(self.tid, fd)
         return check(out, f"fd {fd} of the client")
 
+    def check_fd_available(self) -> None:
+        """Whether reserve_fd() can work now: EOPNOTSUPP through FUSE, else EMFILE."""
+        _tell_of_launcher()
+        raise UapiError(errno.EOPNOTSUPP, "only `iommufs run` can return a descriptor")
+
     async def reserve_fd(self, open_file: Any) -> Any:
         """A descriptor of an open file of ours, to be installed in the client (fdreturn.py).
 
@@ -146,8 +151,7 @@ class Caller:
         which cannot return descriptors: EOPNOTSUPP.
         """
         open_file.release()
-        _tell_of_launcher()
-        raise UapiError(errno.EOPNOTSUPP, "only `iommufs run` can return a descriptor")
+        self.check_fd_available()
 
     def mm(self) -> Mm:
         """A handle on the caller's address space as it is now; ESRCH, ENOMEM."""

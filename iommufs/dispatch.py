@@ -33,7 +33,10 @@ async def ioctl(file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes
         if file.table == "iommufd":
             return await _iommufd_ioctl(file, reader, cmd)
         if file.table == "vfio":
-            return await _vfio_ioctl(file, reader, cmd)
+            file.check_ioctl(cmd)
+            return await _vfio_ioctl(tables.VFIO_DEVICE, file, reader, cmd)
+        if file.table == "group":
+            return await _vfio_ioctl(tables.VFIO_GROUP, file, reader, cmd)
     except MemoryError as error:
         raise UapiError(errno.ENOMEM, str(error)) from error
     raise UapiError(errno.ENOTTY, f"{cmd:#x}: the file has no ioctls")
@@ -87,9 +90,8 @@ async def _iommufd_ioctl(file: Any, reader: Reader, cmd: int) -> int:
     return await _call(row, await _read(row, file, reader))
 
 
-async def _vfio_ioctl(file: Any, reader: Reader, cmd: int) -> int:
-    file.check_ioctl(cmd)
-    row = tables.VFIO_DEVICE.get(cmd)
+async def _vfio_ioctl(table: dict[int, Row], file: Any, reader: Reader, cmd: int) -> int:
+    row = table.get(cmd)
     if row is None:
         raise UapiError(errno.ENOTTY, f"{cmd:#x} is not in the table")
     return await _call(row, await _read(row, file, reader))

@@ -133,6 +133,9 @@ class NotifiedCaller(Caller):
         """Whether it still waits for this notice's answer."""
         return bool(lib.iofs_notice_is_valid(self._listener, self._id))
 
+    def check_fd_available(self) -> None:
+        self._lowest_free_fd()
+
     async def reserve_fd(self, open_file: Any) -> ReservedFd:
         try:
             number = self._lowest_free_fd()

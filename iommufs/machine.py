@@ -27,16 +27,18 @@ from iommufs.topology import Function, Topology, TopologyError
 from iommufs.vfio import reset, watch
 from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
+from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.model import Host, Model
 
 log = structlog.get_logger(__name__)
 
 IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd, "amd": Amd}
 
-# As Linux numbers them: fixed for misc devices, the first free major for the cdevs.
+# As Linux numbers them: fixed for misc devices, the first free majors for the cdevs and the groups.
 IOMMU = sysfs.Misc("iommu", (10, 258), "iommu", 0o660)
 CONTAINER = sysfs.Misc("vfio", (10, 196), "vfio/vfio", 0o666)
 CDEV_MAJOR = 251
+GROUP_MAJOR = 252
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Machine:
     files      what is open of it
     functions  by address
     devices    those with a cdev, in the order of their numbers
+    groups     all IOMMU groups by number; `vfio_groups`: those with devices, in the order of their
+               minor numbers
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -71,6 +75,7 @@ class Machine:
         self.groups = {number: IommuGroup(number) for number in topology.groups}
         self.functions: dict[str, PciFunction | HostFunction] = {}
         self.devices: list[VfioDevice] = []
+        self.vfio_groups: dict[int, VfioGroup] = {}
         dev_sets: dict[tuple[str, ...], DevSet] = {}
         for i, function in enumerate(topology.functions):
             if function.cdev is None:
@@ -79,9 +84,12 @@ class Machine:
                 continue
             made = self._make_function(i, function)
             self.functions[function.bdf] = made
-            scope = function.hot_reset
-            dev_set = dev_sets.setdefault(scope, DevSet(scope)) if scope else DevSet()
-            self.devices.append(VfioDevice(function.cdev, made, dev_set, self.files))
+            dev_set = DevSet({bdf: topology.function(bdf).group for bdf in function.hot_reset})
+            if function.hot_reset:
+                dev_set = dev_sets.setdefault(function.hot_reset, dev_set)
+            vfio_group = VfioGroup(self.groups[function.group], self.files)
+            vfio_group = self.vfio_groups.setdefault(function.group, vfio_group)
+            self.devices.append(VfioDevice(function.cdev, made, dev_set, vfio_group, self.files))
         self.root = self._make_root()
 
     def _fail(self, key: str, expected: str) -> TopologyError:
@@ -137,7 +145,10 @@ class Machine:
                 f"dev/vfio/devices/vfio{device.index}",
                 DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd),
             )
-        root.entries["sys"] = sysfs.build(self, (IOMMU, CONTAINER), CDEV_MAJOR)
+        for minor, group in enumerate(self.vfio_groups.values()):
+            node = DeviceNode(0o600, (GROUP_MAJOR, minor), group.open)
+            place(root, f"dev/vfio/{group.number}", node)
+        root.entries["sys"] = sysfs.build(self, (IOMMU, CONTAINER), CDEV_MAJOR, GROUP_MAJOR)
         return root
 
     def _open_iommufd(self, flags: int) -> Ctx:
@@ -172,6 +183,7 @@ class Machine:
             "native": {name: getattr(native, name) for name in fields},
             "files": len(self.files),
             "bound": [f"vfio{device.index}" for device in self.devices if device.bound],
+            "open_groups": [number for number, group in self.vfio_groups.items() if group.opened],
             "owned_groups": [number for number, group in self.groups.items() if group.owned],
             "functions": {
                 device.function.address: dict(device.function.counters) for device in self.devices

@@ -1,8 +1,7 @@
 """The tree under /sys that shows a machine: buses, devices, IOMMU groups, classes, modules.
 
 What Linux 7.3 shows there of vfio-pci, iommufd and the PCI functions, apart from what only tells
-how that Linux was built or found its devices. /sys/class/vfio and the nodes of groups are not
-there: this machine has no legacy VFIO groups.
+how that Linux was built or found its devices.
 
 Not here: the directories of the PCI functions themselves (sysfs_pci.py).
 """
@@ -43,17 +42,20 @@ class Misc:
     mode: int
 
 
-def build(machine: Any, miscs: Sequence[Misc], cdev_major: int) -> Dir:
+def build(machine: Any, miscs: Sequence[Misc], cdev_major: int, group_major: int) -> Dir:
     """The tree of a machine.Machine."""
-    return _Builder(machine, miscs, cdev_major).build()
+    return _Builder(machine, miscs, cdev_major, group_major).build()
 
 
 class _Builder:
-    def __init__(self, machine: Any, miscs: Sequence[Misc], cdev_major: int) -> None:
+    def __init__(
+        self, machine: Any, miscs: Sequence[Misc], cdev_major: int, group_major: int
+    ) -> None:
         self._machine = machine
         self._topology = machine.topology
         self._miscs = miscs
         self._cdev_major = cdev_major
+        self._group_major = group_major
         self._cdevs = {device.function.address: device for device in machine.devices}
         self._sys = Dir()
 
@@ -66,6 +68,8 @@ class _Builder:
         self._add_iommu()
         for misc in self._miscs:
             self._add_misc(misc)
+        for minor, group in enumerate(self._machine.vfio_groups):
+            self._add_vfio_group(f"{self._group_major}:{minor}", group)
         self._add_modules()
         return self._sys
 
@@ -194,14 +198,23 @@ class _Builder:
 
     def _add_misc(self, misc: Misc) -> None:
         major, minor = misc.rdev
-        path = f"devices/virtual/misc/{misc.name}"
-        uevent = f"MAJOR={major}\nMINOR={minor}\nDEVNAME={misc.node}\nDEVMODE={misc.mode:04o}"
-        self._place(f"{path}/dev", text(f"{major}:{minor}"))
+        uevent = f"DEVNAME={misc.node}\nDEVMODE={misc.mode:04o}"
+        self._add_virtual("misc", misc.name, f"{major}:{minor}", uevent)
+
+    def _add_vfio_group(self, number: str, group: int) -> None:
+        self._add_virtual("vfio", str(group), number, f"DEVNAME=vfio/{group}")
+
+    def _add_virtual(self, kind: str, name: str, number: str, uevent: str) -> None:
+        """A character device without hardware. `uevent`: what that says besides its numbers."""
+        major, minor = number.split(":")
+        path = f"devices/virtual/{kind}/{name}"
+        uevent = f"MAJOR={major}\nMINOR={minor}\n{uevent}"
+        self._place(f"{path}/dev", text(number))
         self._place(f"{path}/power", power("auto", lambda: "unsupported"))
-        self._place(f"{path}/subsystem", Link("../../../../class/misc"))
+        self._place(f"{path}/subsystem", Link(f"../../../../class/{kind}"))
         self._place(f"{path}/uevent", text(uevent, 0o644))
-        self._place(f"class/misc/{misc.name}", Link(f"../../{path}"))
-        self._place(f"dev/char/{major}:{minor}", Link(f"../../{path}"))
+        self._place(f"class/{kind}/{name}", Link(f"../../{path}"))
+        self._place(f"dev/char/{number}", Link(f"../../{path}"))
 
 
 def _region_line(region: ReservedRegion) -> str:

@@ -1,4 +1,4 @@
-"""The two tables: what each ioctl number means, as rows of plain data.
+"""The tables: what each ioctl number means, as rows of plain data.
 
 A row names the structure at the pointer, how much of it a client must have (the last member of the
 structure as it was first released), by which rule it is read, and who answers. Adding an ioctl is
@@ -24,7 +24,7 @@ from iommufs.iommufd import (
     viommu,
 )
 from iommufs.iommufd.ctx import destroy
-from iommufs.vfio import bind, feature, ioeventfd, reset, set_irqs
+from iommufs.vfio import bind, feature, group, ioeventfd, reset, set_irqs
 from iommufs.vfio import info as vfio_info
 
 
@@ -181,5 +181,14 @@ VFIO_DEVICE = by_number(
             "flags",
             bind.device_detach_iommufd_pt,
         ),
+    ]
+)
+
+VFIO_GROUP = by_number(
+    [
+        argsz(uapi.VFIO_GROUP_GET_STATUS, "vfio_group_status", "flags", group.group_get_status),
+        Row(uapi.VFIO_GROUP_SET_CONTAINER, group.group_set_container),
+        Row(uapi.VFIO_GROUP_UNSET_CONTAINER, group.group_unset_container),
+        Row(uapi.VFIO_GROUP_GET_DEVICE_FD, group.group_get_device_fd),
     ]
 )

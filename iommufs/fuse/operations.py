@@ -122,6 +122,7 @@ class Operations(pyfuse3.Operations):
         self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
         self._backed: set[int] = set()
         self._published: dict[str, Any] = {}
+        self._given: dict[int, DeviceNode] = {}  # those of published files, by backing fd
         self._anonymous = Dir(mode=0o700)
         self._number(self._anonymous)
         self._root = root
@@ -136,11 +137,17 @@ class Operations(pyfuse3.Operations):
     def publish(self, token: str, open_file: Any) -> str:
         """The path, below the mount, whose next open gives exactly `open_file`.
 
-        For files that an ioctl makes; only this process may open it, once.
+        For files that an ioctl makes; only this process may open it, once. All files with one
+        backing are the same file.
         """
-        self._anonymous.entries[token] = DeviceNode(
-            READ_WRITE, (0, 0), functools.partial(self._take, token)
-        )
+        backing = getattr(open_file, "backing_fd", None)
+        if backing is None:
+            node = DeviceNode(READ_WRITE, (0, 0), functools.partial(self._take, token))
+        else:
+            # One inode for a backing: the kernel is told of it once, and its mappings are one.
+            take = functools.partial(self._take_any, backing)
+            node = self._given.setdefault(backing, DeviceNode(READ_WRITE, (0, 0), take, backing))
+        self._anonymous.entries[token] = node
         self._published[token] = open_file
         return f"{ANONYMOUS}/{token}"
 
@@ -154,6 +161,13 @@ class Operations(pyfuse3.Operations):
     def _take(self, token: str, flags: int) -> Any:
         del self._anonymous.entries[token]
         return self._published.pop(token)
+
+    def _take_any(self, backing: int, flags: int) -> Any:
+        """ENOENT."""
+        for token, open_file in self._published.items():
+            if getattr(open_file, "backing_fd", None) == backing:
+                return self._take(token, flags)
+        raise UapiError(errno.ENOENT, "no such file is published")
 
     # ---- names and attributes
 

@@ -37,6 +37,14 @@ def compat_ioas(ctx: Ctx) -> Iterator[Ioas]:
         ioas.put()
 
 
+def create_compat_ioas(ctx: Ctx) -> None:
+    """Make a compatibility IOAS if there is none: an ordinary object of the client's."""
+    if ctx.vfio_ioas is None:
+        with ctx.objects.new(Ioas(ctx)) as ioas:
+            pass
+        ctx.vfio_ioas = ioas
+
+
 def get_api_version(ucmd: Ucmd) -> int:
     """The version of VFIO's uAPI (VFIO_GET_API_VERSION)."""
     return uapi.VFIO_API_VERSION

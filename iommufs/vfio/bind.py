@@ -1,6 +1,7 @@
 """Binding a device to an iommufd, and its DMA to a page table."""
 
 import errno
+from typing import Any
 
 from iommufs import uapi
 from iommufs._native import ffi
@@ -12,13 +13,27 @@ from iommufs.ucmd import Ucmd
 INT_MAX = 0x7FFFFFFF
 
 
+def match_token(device: Any, token: bytes | None) -> None:
+    """A client opens a device with a token, or without; EINVAL: the device is not one with a token.
+
+    That of a physical function is what it was opened with last.
+    Source: vfio_pci_core_match_token_uuid()
+    """
+    if token is None:
+        return
+    if not device.has_vf_token:
+        raise UapiError(errno.EINVAL, "the device has no token")
+    device.vf_token = token
+
+
 async def device_bind_iommufd(ucmd: Ucmd) -> None:
     """Bind the device to an iommufd (VFIO_DEVICE_BIND_IOMMUFD).
 
     In:     iommufd  an fd of the caller      flags, token_uuid_ptr  for virtual functions
     Out:    out_devid  the id of the device in the iommufd
     Errors: EINVAL  unknown flag; negative fd; bound already, through this file or another; a token
-                    that the device does not know      EBADF   not an open fd
+                    that the device does not know; the file came from a group
+            EBUSY   the group is open                  EBADF   not an open fd
             EBADFD  not an iommufd                     EPERM   the group is another iommufd's
             EFAULT  token or out_devid; undone then
     Source: vfio_df_ioctl_bind_iommufd()
@@ -26,11 +41,15 @@ async def device_bind_iommufd(ucmd: Ucmd) -> None:
     df, cmd = ucmd.file, ucmd.cmd
     if cmd.iommufd < 0 or cmd.flags & ~uapi.VFIO_DEVICE_BIND_FLAG_TOKEN:
         raise UapiError(errno.EINVAL, f"flags {cmd.flags:#x}, iommufd {cmd.iommufd}")
+    if df.by_group:
+        raise UapiError(errno.EINVAL, "the file came from a group")
+    df.device.group.check_closed()
     if df.device.bound is df:
         raise UapiError(errno.EINVAL, "bound already")
+    token = None
     if cmd.flags & uapi.VFIO_DEVICE_BIND_FLAG_TOKEN:
-        await ucmd.caller.read(cmd.token_uuid_ptr, 16)
-        raise UapiError(errno.EINVAL, "the device has no token")
+        token = await ucmd.caller.read(cmd.token_uuid_ptr, 16)
+    match_token(df.device, token)
     ctx = df.device.files.resolve(ucmd.caller, cmd.iommufd)
     if not isinstance(ctx, Ctx):
         raise UapiError(errno.EBADFD, f"fd {cmd.iommufd} is not an iommufd")

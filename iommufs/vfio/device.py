@@ -2,7 +2,8 @@
 
 Any number of files may be open of a device; one at a time is bound, and until then a file refuses
 everything but BIND with EINVAL. Binding makes the client's view of the function (config space,
-regions, interrupts); closing the file ends it.
+regions, interrupts); closing the file ends it. A group (group.py) gives out descriptors of a file
+that is bound from the start, any number of them.
 
 Not here: the ioctls, each in the room of its topic (bind, info, set_irqs, reset, feature, …).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import trio
@@ -21,26 +22,32 @@ from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
+from iommufs.iommufd.vfio_compat import compat_ioas
+from iommufs.vfio import capabilities as caps
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.eventfd import EventFd
 from iommufs.vfio.function import PciFunction
+from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.irqs import Irqs
 from iommufs.vfio.regions import CONFIG, OFFSET_MASK, Regions
 
 # A model is asked for this many bytes of a BAR, then others get their turn.
 TURN = 4096
 
+_ONLY_CDEV = (uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT)
+
 
 class DevSet:
     """Devices that one bus or slot reset hits together.
 
     scope  addresses of all functions that it hits, in the order in which Linux tells them, whether
-           they are VFIO devices or not; empty: there is no such reset, and the device is alone
+           they are VFIO devices or not, with the numbers of their IOMMU groups; empty: there is no
+           such reset, and the device is alone
     """
 
-    def __init__(self, scope: tuple[str, ...] = ()) -> None:
-        self.scope = scope
+    def __init__(self, scope: Mapping[str, int] | None = None) -> None:
+        self.scope = dict(scope or {})
         self.devices: dict[str, VfioDevice] = {}
         self.needs_reset = False
 
@@ -71,19 +78,32 @@ class VfioDevice:
     index     the N of vfioN
     function  the PCI function behind it
     dev_set   shared with the devices that are reset together with it
+    group     the one that it is in
     files     where fds of clients are looked up
     """
 
     def __init__(
-        self, index: int, function: PciFunction, dev_set: DevSet, files: OpenFiles
+        self,
+        index: int,
+        function: PciFunction,
+        dev_set: DevSet,
+        group: VfioGroup,
+        files: OpenFiles,
     ) -> None:
         self.index = index
         self.function = function
         self.dev_set = dev_set
+        self.group = group
         self.files = files
         self.bound: DeviceFile | None = None
         self.vf_token = bytes(16)
         dev_set.add(self)
+        group.devices.append(self)
+
+    @property
+    def has_vf_token(self) -> bool:
+        """Functions that can have virtual functions have one."""
+        return any(cap.extended and cap.id == caps.X_SRIOV for cap in self.function.raw.owned)
 
     @property
     def backing_fd(self) -> int:
@@ -94,14 +114,41 @@ class VfioDevice:
         """One more open file; any number may be."""
         return DeviceFile(self)
 
+    def open_by_group(self, ctx: Ctx) -> DeviceFile:
+        """One more use of the file that a group gives out; the first one binds and attaches.
+
+        ENODEV: the context has no compatibility IOAS; else as DeviceFile.bind(), Device.attach().
+        Source: vfio_df_group_open()
+        """
+        df = self.bound
+        if df is None:
+            df = DeviceFile(self, by_group=True)
+            df.bind(ctx)
+            try:
+                with compat_ioas(ctx) as ioas:
+                    df.iommu_device.attach(ioas.id)
+            except UapiError:
+                df.unbind()
+                raise
+            df.granted = True
+        else:
+            assert df.by_group, "a group with a bound cdev is open"
+            df.uses += 1
+        return df
+
 
 class DeviceFile:
-    """One open of a device (df). What a client has of it exists while `granted`."""
+    """One open of a device (df). What a client has of it exists while `granted`.
+
+    by_group  it is what a group gives out; `uses`: how often, each ending with its own release
+    """
 
     table = "vfio"
 
-    def __init__(self, device: VfioDevice) -> None:
+    def __init__(self, device: VfioDevice, *, by_group: bool = False) -> None:
         self.device = device
+        self.by_group = by_group
+        self.uses = 1
         self.function = device.function
         self.granted = False
         self.iommu_device: Any = None
@@ -114,10 +161,20 @@ class DeviceFile:
 
     # ---- the open file
 
+    @property
+    def backing_fd(self) -> int:
+        """What mapping it maps."""
+        return self.device.backing_fd
+
     def check_ioctl(self, number: int) -> None:
-        """EINVAL for everything but BIND before the device is bound through this file."""
+        """EINVAL for everything but BIND before the device is bound through this file.
+
+        ENOTTY for what is only for cdevs.
+        """
         if number != uapi.VFIO_DEVICE_BIND_IOMMUFD:
             self._check_granted()
+        if self.by_group and number in _ONLY_CDEV:
+            raise UapiError(errno.ENOTTY, "the file came from a group")
 
     def _check_granted(self) -> None:
         if not self.granted:
@@ -167,17 +224,20 @@ class DeviceFile:
         return select.POLLIN | select.POLLOUT
 
     def release(self) -> None:
-        """The last reference is gone."""
-        if self.device.bound is self:
+        """The last reference is gone, for each use of the file."""
+        self.uses -= 1
+        if not self.uses and self.device.bound is self:
             self.unbind()
 
     # ---- bound or not
 
     def bind(self, ctx: Ctx) -> None:
-        """Make the device this file's and its DMA the context's; EINVAL, ENODEV, EPERM, EIO.
+        """Make the device this file's and its DMA the context's; EBUSY, EINVAL, ENODEV, EPERM, EIO.
 
         It is not granted yet: that is for when the client knows.
         """
+        if not self.by_group:
+            self.device.group.check_closed()
         if self.device.bound:
             raise UapiError(errno.EINVAL, "the device is bound through another file")
         self.iommu_device = iommufd_device.bind(ctx, self.function)

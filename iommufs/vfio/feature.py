@@ -17,7 +17,6 @@ from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.errors import UapiError
 from iommufs.ucmd import Ucmd
-from iommufs.vfio import capabilities as caps
 from iommufs.vfio.eventfd import take
 
 log = structlog.get_logger(__name__)
@@ -84,8 +83,7 @@ async def _set_vf_token(ucmd: Ucmd) -> None:
 
 
 def _has_vf_token(df: Any) -> bool:
-    """Functions that can have virtual functions have one."""
-    return any(cap.extended and cap.id == caps.X_SRIOV for cap in df.function.raw.owned)
+    return df.device.has_vf_token
 
 
 async def _enter_low_power(ucmd: Ucmd) -> None:

@@ -183,6 +183,9 @@ class ProcessCaller(Caller):
         super().__init__(threading.get_native_id(), os.getuid(), os.getgid())
         self._client = client
 
+    def check_fd_available(self) -> None:
+        pass
+
     async def reserve_fd(self, open_file: Any) -> "ProcessFd":
         return ProcessFd(self._client, open_file)
 

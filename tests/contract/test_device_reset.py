@@ -143,7 +143,7 @@ async def test_what_is_not_owned_is_said_and_not_reset(vfio):
 
 async def test_a_function_that_is_no_device_of_ours_forbids_it(vfio):
     df = await vfio.bound(NVME)
-    df.device.dev_set.scope += ("0000:01:00.7",)
+    df.device.dev_set.scope["0000:01:00.7"] = 9
     assert (await hot_reset_info(vfio, df))[1][1] == (NOT_OWNED, 1, 7)
     with refused("EINVAL"):
         await hot_reset(vfio, df)

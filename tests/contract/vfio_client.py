@@ -5,7 +5,6 @@ for a context.
 """
 
 import os
-import threading
 
 import trio
 
@@ -22,7 +21,9 @@ from iommufs.iommufd.iommu import IommuGroup
 from iommufs.vfio import reset
 from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
+from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.model import Description
+from tests.contract.client import ProcessCaller
 
 # What the default machine's vfio0 … vfio6 are.
 EDU, NVME, NIC0, NIC1, EDU_BRIDGE, TESTDEV, IGB = range(7)
@@ -60,16 +61,22 @@ class VfioClient:
         self.fds = []
         self.ctxs = []
         self.open_files = []
+        self.descriptors = {}
         topology = topology_file.default()
         self._iommu = Vtd()
-        groups = {number: IommuGroup(number) for number in topology.groups}
+        iommu_groups = {number: IommuGroup(number) for number in topology.groups}
+        self.groups = {
+            number: VfioGroup(group, self.files) for number, group in iommu_groups.items()
+        }
         dev_sets = {}
         self.devices = []
         for described in topology.functions:
             if described.cdev is None:
                 continue
             scope = described.hot_reset
-            dev_set = dev_sets.setdefault(scope, DevSet(scope)) if scope else DevSet()
+            dev_set = DevSet({bdf: topology.function(bdf).group for bdf in scope})
+            if scope:
+                dev_set = dev_sets.setdefault(scope, dev_set)
             function = PciFunction(
                 described.bdf,
                 self._model(described),
@@ -77,19 +84,21 @@ class VfioClient:
                 config=described.image.data,
                 can_reset=reset.works_alone(described.reset_methods, scope),
                 iommu=self._iommu,
-                group=groups[described.group],
+                group=iommu_groups[described.group],
             )
-            self.devices.append(VfioDevice(described.cdev, function, dev_set, self.files))
+            group = self.groups[described.group]
+            self.devices.append(VfioDevice(described.cdev, function, dev_set, group, self.files))
 
     def add(self, address: str, make_model, scope_of: int | None = None) -> VfioDevice:
         """One more device, in a group of its own; reset together with another one or not at all."""
         dev_set = DevSet() if scope_of is None else self.devices[scope_of].dev_set
         if scope_of is not None:
-            dev_set.scope += (address,)
+            dev_set.scope[address] = 1000
         function = PciFunction(
             address, make_model, spawn=self.spawn, iommu=self._iommu, group=IommuGroup(1000)
         )
-        self.devices.append(VfioDevice(len(self.devices), function, dev_set, self.files))
+        group = VfioGroup(function.group, self.files)
+        self.devices.append(VfioDevice(len(self.devices), function, dev_set, group, self.files))
         return self.devices[-1]
 
     @staticmethod
@@ -114,7 +123,7 @@ class VfioClient:
 
     @property
     def caller(self) -> Caller:
-        return Caller(threading.get_native_id(), os.getuid(), os.getgid())
+        return ProcessCaller(self)
 
     # ---- files
 
@@ -148,6 +157,8 @@ class VfioClient:
         return df
 
     def close_all(self) -> None:
+        for number in list(self.descriptors):
+            self.descriptors.pop(number).release()
         for df in list(self.open_files):
             self.close(df)
         for ctx in self.ctxs:

@@ -54,8 +54,8 @@ def test_devices_that_are_reset_together_share_a_set_and_others_do_not():
     assert sets[2] is sets[3]
     assert sets[4] is sets[5]
     assert len({id(dev_set) for dev_set in sets}) == 5
-    assert sets[4].scope == ("0000:04:01.0", "0000:04:02.0")
-    assert sets[0].scope == ()
+    assert sets[4].scope == {"0000:04:01.0": 11, "0000:04:02.0": 11}
+    assert sets[0].scope == {}
 
 
 def test_members_of_a_group_share_it_with_those_that_have_no_cdev():
