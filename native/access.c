@@ -235,6 +235,16 @@ int iofs_access_unpin(struct iofs_access *access, uint64_t iova, uint64_t length
   return err;
 }
 
+int access_identify(struct iofs_access *access, uint64_t iova, struct page_id *out) {
+  int err = lock(access);
+  if (err)
+    return err;
+  const struct area *area = area_at(access, iova);
+  err = area ? pages_identify(area->pages, area_byte(area, iova), out) : -ENOENT;
+  unlock(access);
+  return err;
+}
+
 /* ---- rw -------------------------------------------------------------------------------------- */
 
 /* Find the memory of as much of [iova, last] as lies in one area; *length: how much. */

@@ -43,6 +43,17 @@ static int collect(uint64_t phys, uint64_t length, struct copy_list *list) {
   return 0;
 }
 
+static void mark_written(struct pt *pt, uint64_t iova, uint64_t length) {
+  struct pt_leaf leaf;
+  for (; length; iova += leaf.length) {
+    pt_find(pt, iova, &leaf);
+    pt_set_dirty(pt, iova);
+    if (leaf.length > length)
+      leaf.length = length;
+    length -= leaf.length;
+  }
+}
+
 static int translate(const struct iofs_domain *domain, uint64_t iova, uint64_t length, int write,
                      struct copy_list *list, struct iofs_dma_fault *fault) {
   uint32_t want = write ? IOFS_WRITE : IOFS_READ;
@@ -74,6 +85,8 @@ static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t len
   copy_list_init(&list);
   pthread_rwlock_rdlock(&domain->lock);
   int err = translate(domain, iova, length, write, &list, fault);
+  if (!err && write && domain->tracks_dirty)
+    mark_written(&domain->pt, iova, length);
   pthread_rwlock_unlock(&domain->lock);
   if (!err && copy_list_move(&list, buf, write, &done))
     err = refuse(fault, iova + done, write, IOFS_DMA_GONE);

@@ -12,6 +12,7 @@
 static const struct pt_format *const formats[] = {
     [IOFS_PT_VTD] = &pt_vtd,
     [IOFS_PT_AMD] = &pt_amd,
+    [IOFS_PT_MOCK] = &pt_mock,
 };
 
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out) {

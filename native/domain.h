@@ -14,6 +14,7 @@ struct iofs_domain {
   pthread_rwlock_t lock;
   struct pt pt;
   uint64_t aperture_start, aperture_last;
+  _Atomic int tracks_dirty;
   struct iofs_iopt *iopt; /* where it is a member; under the lock of that */
 };
 

@@ -66,7 +66,7 @@ static int has(const struct iofs_domain *domain, uint64_t iova) {
 static void test_a_domain_must_make_sense(void) {
   struct iofs_domain *domain;
   struct iofs_domain_config backwards = {5, 4, K4, 0}, odd = {0, G1, K4 | K4 << 1, 0},
-                            none = {0, G1, 0, 0}, unknown = {0, G1, K4, IOFS_PT_AMD + 1};
+                            none = {0, G1, 0, 0}, unknown = {0, G1, K4, IOFS_PT_MOCK + 1};
   CHECK_EQ(iofs_domain_new(&backwards, &domain), -EINVAL);
   CHECK_EQ(iofs_domain_new(&odd, &domain), -EINVAL);
   CHECK_EQ(iofs_domain_new(&none, &domain), -EINVAL);

@@ -154,13 +154,14 @@ int iofs_iopt_huge_pages(struct iofs_iopt *iopt); /* 0 or 1 */
 /* Disable: EINVAL with a domain and an area, EADDRINUSE if an area is not page aligned. */
 int iofs_iopt_set_huge_pages(struct iofs_iopt *iopt, int enabled);
 size_t iofs_iopt_n_areas(struct iofs_iopt *iopt);
+int iofs_iopt_nth_area(struct iofs_iopt *iopt, size_t n, struct iofs_range *out); /* 0: none */
 
 /* For type1 v1: split the area that holds `iova` so that iova is the last byte of its left part.
  * EBUSY: it is being unmapped; EINVAL: misaligned, pinned by an access, huge pages in a domain. */
 int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova);
 
 /* ---- domain: the page table of one HWPT ------------------------------------------------------ */
-enum iofs_pt_format { IOFS_PT_VTD, IOFS_PT_AMD };
+enum iofs_pt_format { IOFS_PT_VTD, IOFS_PT_AMD, IOFS_PT_MOCK };
 
 struct iofs_domain_config {
   uint64_t aperture_start, aperture_last;
@@ -168,8 +169,8 @@ struct iofs_domain_config {
   uint32_t format;        /* enum iofs_pt_format */
 };
 
-/* EINVAL: an empty aperture; sizes that are not 512 times each other, or below 4 KiB; no such
- * format. ENOMEM. */
+/* EINVAL: an empty aperture; sizes that are not 512 times each other (MOCK: any) or too small for
+ * the format; no such format. ENOMEM. */
 int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain **out);
 void iofs_domain_get(struct iofs_domain *domain);
 void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is in no iopt then */
@@ -179,6 +180,20 @@ void iofs_domain_put(struct iofs_domain *domain); /* the last one frees; it is i
  * ENOMEM: the memory cannot be pinned. On failure nothing changed. */
 int iofs_iopt_add_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
 void iofs_iopt_remove_domain(struct iofs_iopt *iopt, struct iofs_domain *domain);
+
+/*
+ * Dirty tracking: while it is on, a leaf remembers that it was written through. Switching it on,
+ * even again, forgets. Mark: as if a device wrote the byte at iova + n * page_size for each bit n
+ * that is set; the number of set bits, also of those where nothing is mapped.
+ */
+void iofs_domain_set_dirty_tracking(struct iofs_domain *domain, int enabled);
+int iofs_domain_tracks_dirty(const struct iofs_domain *domain);
+size_t iofs_domain_mark_dirty(struct iofs_domain *domain, uint64_t iova, uint64_t page_size,
+                              const uint8_t *bitmap, size_t n_bits);
+/* Dirty leaves in [*iova, last], each as far as it lies inside, neighbours as one: their number, n
+ * at most. It goes on from *iova, which is 0 when it came to the end or a hole. */
+size_t iofs_domain_read_dirty(struct iofs_domain *domain, uint64_t *iova, uint64_t last, int clear,
+                              struct iofs_range *out, size_t n);
 
 /* ---- dma: what a device does through a domain ------------------------------------------------ */
 enum iofs_dma_reason { IOFS_DMA_OK, IOFS_DMA_UNMAPPED, IOFS_DMA_PERMISSION, IOFS_DMA_GONE };
@@ -213,6 +228,21 @@ int iofs_access_unpin(struct iofs_access *access, uint64_t iova, uint64_t length
 /* The same errors, at any byte; areas before the one that fails have been moved by then. May wait
  * for the client's memory: run it in a job. */
 int iofs_access_rw(struct iofs_access *access, uint64_t iova, void *buf, size_t length, int write);
+
+/* ---- what the kernel's own tests ask ----------------------------------------------------------
+ *
+ * Whether the page behind an IOVA is the very page that a client has at an address. EFAULT: the
+ * client has none there.
+ */
+/* Each page of the domain's smallest size: EINVAL if one is another, or is not mapped. */
+int iofs_domain_check_map(struct iofs_domain *domain, uint64_t iova, uint64_t length,
+                          struct iofs_mm *mm, uint64_t address);
+/* Each page of the CPU that the access has pinned in [iova, iova + length): EBADE. */
+int iofs_access_check_map(struct iofs_access *access, uint64_t iova, uint64_t length,
+                          struct iofs_mm *mm, uint64_t address);
+/* EIO if a page is not pinned by just so many mappings, copies of one being one; huge pages are not
+ * looked at. */
+int iofs_check_pins(struct iofs_mm *mm, uint64_t address, uint64_t length, uint64_t n);
 
 /* ---- job: work that may have to wait for a client's memory ------------------------------------
  *

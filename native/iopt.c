@@ -99,3 +99,14 @@ size_t iofs_iopt_n_areas(struct iofs_iopt *iopt) {
   pthread_mutex_unlock(&iopt->lock);
   return n;
 }
+
+int iofs_iopt_nth_area(struct iofs_iopt *iopt, size_t n, struct iofs_range *out) {
+  pthread_mutex_lock(&iopt->lock);
+  struct itree_node *node = itree_first(&iopt->areas);
+  while (node && n--)
+    node = itree_next(node);
+  if (node)
+    *out = (struct iofs_range){node->start, node->last};
+  pthread_mutex_unlock(&iopt->lock);
+  return !!node;
+}

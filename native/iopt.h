@@ -91,6 +91,7 @@ uint64_t domain_alignment(const struct iofs_domain *domain);
 /* access.c */
 uint64_t access_alignment(const struct iofs_access *access);
 const struct iofs_access *access_next(const struct iofs_access *access);
+int access_identify(struct iofs_access *access, uint64_t iova, struct page_id *out); /* ENOENT */
 
 /* iopt_unmap.c: the area leaves the iopt and the domains and is freed. */
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area);

@@ -13,6 +13,7 @@
 #include "stats.h"
 
 struct pins {
+  struct pins *next, *prev; /* of all pages objects with pins */
   struct pages *pages;
   struct itree segments;  /* what is pinned: disjoint, by page index */
   struct itree_node phys; /* the physical addresses, while n_placed */
@@ -20,9 +21,13 @@ struct pins {
 };
 
 /* A mutex in each of a million small objects would cost more than the objects need. Nobody holds
- * two of these at once. */
+ * two of these at once, but who looks at all pins holds all of them. */
 #define N_LOCKS 64
 static pthread_mutex_t locks[N_LOCKS] = {[0 ... N_LOCKS - 1] = PTHREAD_MUTEX_INITIALIZER};
+
+/* Changed under a lock of `locks` and this one. */
+static pthread_mutex_t all_pins_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pins *all_pins;
 
 static pthread_mutex_t *lock_of(const struct pages *pages) {
   return &locks[((uintptr_t)pages >> 6) % N_LOCKS];
@@ -94,6 +99,23 @@ static struct segment *find_segment(const struct pages *pages, uint64_t first, u
   return pages->pins ? segment_of(itree_find(&pages->pins->segments, first, last)) : NULL;
 }
 
+static void link_pins(struct pins *pins) {
+  pthread_mutex_lock(&all_pins_lock);
+  pins->next = all_pins;
+  if (all_pins)
+    all_pins->prev = pins;
+  all_pins = pins;
+  pthread_mutex_unlock(&all_pins_lock);
+}
+
+static void unlink_pins(struct pins *pins) {
+  pthread_mutex_lock(&all_pins_lock);
+  if (pins->next)
+    pins->next->prev = pins->prev;
+  *(pins->prev ? &pins->prev->next : &all_pins) = pins->next;
+  pthread_mutex_unlock(&all_pins_lock);
+}
+
 static int need_pins(struct pages *pages) {
   if (pages->pins)
     return 0;
@@ -101,12 +123,14 @@ static int need_pins(struct pages *pages) {
     return -ENOMEM;
   pages->pins->pages = pages;
   pages->pins->segments.kind = ITREE_GAPS;
+  link_pins(pages->pins);
   return 0;
 }
 
 static void drop_idle_pins(struct pages *pages) {
   if (pages->pins && !pages->pins->segments.root) {
     assert(!pages->pins->n_placed);
+    unlink_pins(pages->pins);
     alloc_free(pages->pins);
     pages->pins = NULL;
   }
@@ -323,4 +347,51 @@ int pages_collect(struct pages *pages, uint64_t byte, uint64_t length, struct co
   }
   pthread_mutex_unlock(lock_of(pages));
   return done < 0 ? (int)done : 0;
+}
+
+/* ---- which page it is ------------------------------------------------------------------------ */
+
+static void identify(const struct window *window, const unsigned char *memory,
+                     const struct iofs_mm *mm, uint64_t address, struct page_id *out) {
+  uint64_t block;
+  *out = (struct page_id){0, (uintptr_t)mm, address, 0};
+  if (window) {
+    window_identify(window, memory, &out->dev, &out->ino, &out->at, &block);
+    out->huge = block > PAGE_SIZE;
+  }
+  out->at &= ~(PAGE_SIZE - 1);
+}
+
+int pages_identify(struct pages *pages, uint64_t byte, struct page_id *out) {
+  struct copy_list list;
+  copy_list_init(&list);
+  int err = pages_collect(pages, byte, 1, &list);
+  if (!err)
+    identify(list.runs->window, list.runs->memory, list.runs->mm, list.runs->address, out);
+  copy_list_free(&list);
+  return err;
+}
+
+static int holds(const struct pages *pages, const struct segment *segment,
+                 const struct page_id *id) {
+  struct page_id first;
+  identify(segment->window, segment->memory, pages->mm,
+           pages->base + (segment->node.start << PAGE_LG2), &first);
+  return first.dev == id->dev && first.ino == id->ino && id->at >= first.at &&
+         (id->at - first.at) >> PAGE_LG2 <= segment->node.last - segment->node.start;
+}
+
+uint64_t pages_count_pinners(const struct page_id *id) {
+  uint64_t n = 0;
+  for (int i = 0; i < N_LOCKS; i++)
+    pthread_mutex_lock(&locks[i]);
+  for (const struct pins *pins = all_pins; pins; pins = pins->next) {
+    struct itree_node *node = itree_first(&pins->segments);
+    while (node && !holds(pins->pages, segment_of(node), id))
+      node = itree_next(node);
+    n += !!node;
+  }
+  for (int i = N_LOCKS; i--;)
+    pthread_mutex_unlock(&locks[i]);
+  return n;
 }

@@ -77,4 +77,17 @@ struct pages *pages_at_phys(uint64_t phys, uint64_t *byte, uint64_t *length);
  * not paid for. */
 int pages_collect(struct pages *pages, uint64_t byte, uint64_t length, struct copy_list *list);
 
+/* Which page of memory a page is, whoever maps it and where. Kept only while something holds the
+ * page; `huge` is no part of it. */
+struct page_id {
+  uint64_t dev, ino; /* of a file; private memory: 0, the address space */
+  uint64_t at;       /* in that, a multiple of PAGE_SIZE */
+  int huge;
+};
+
+/* What a byte lies in: EFAULT, EINVAL (file), ENOMEM. */
+int pages_identify(struct pages *pages, uint64_t byte, struct page_id *out);
+/* How many pages objects have it pinned. */
+uint64_t pages_count_pinners(const struct page_id *id);
+
 #endif

@@ -53,7 +53,7 @@ int pt_init(struct pt *pt, const struct pt_format *format, uint64_t sizes, uint6
   while (shift_of(pt, pt->n_levels) < 64 && last >> shift_of(pt, pt->n_levels));
   for (uint64_t left = sizes; left; left &= left - 1) {
     unsigned lg2 = (unsigned)__builtin_ctzll(left);
-    if ((lg2 - pt->page_lg2) % LEVEL_LG2)
+    if ((lg2 - pt->page_lg2) % LEVEL_LG2 && !format->lg2)
       return -EINVAL;
     if (lg2 >= shift_of(pt, pt->n_levels))
       pt->sizes &= ~(1ull << lg2); /* larger than the whole table */
@@ -84,22 +84,22 @@ static uint64_t *descend(struct pt *pt, uint64_t iova, unsigned level) {
   return table;
 }
 
-/* The level of the largest leaf that may stand at the beginning of the rest of a mapping. */
-static unsigned level_for(const struct pt *pt, uint64_t iova, uint64_t phys, uint64_t length,
-                          uint64_t sizes) {
+/* The size of the largest leaf that may stand at the beginning of the rest of a mapping. */
+static unsigned leaf_lg2(uint64_t iova, uint64_t phys, uint64_t length, uint64_t sizes) {
   uint64_t fits = (iova | phys) ? ((iova | phys) & -(iova | phys)) * 2 - 1 : UINT64_MAX;
   fits &= UINT64_MAX >> __builtin_clzll(length);
   sizes &= fits;
   assert(sizes);
-  return (63 - (unsigned)__builtin_clzll(sizes) - pt->page_lg2) / LEVEL_LG2;
+  return 63 - (unsigned)__builtin_clzll(sizes);
 }
 
 int pt_map(struct pt *pt, uint64_t iova, uint64_t phys, uint64_t length, uint32_t prot,
            uint64_t sizes) {
   uint64_t done = 0;
   while (done < length) {
-    unsigned level = level_for(pt, iova + done, phys + done, length - done, sizes);
-    uint64_t size = 1ull << shift_of(pt, level);
+    unsigned lg2 = leaf_lg2(iova + done, phys + done, length - done, sizes);
+    unsigned level = (lg2 - pt->page_lg2) / LEVEL_LG2;
+    uint64_t size = 1ull << lg2;
     uint64_t *table = descend(pt, iova + done, level);
     if (!table) {
       /* Also what descend() made before it failed: a table without an entry. */
@@ -107,12 +107,15 @@ int pt_map(struct pt *pt, uint64_t iova, uint64_t phys, uint64_t length, uint32_
       return -ENOMEM;
     }
     /* The same size goes on at least to the end of the table, as far as the mapping does. */
-    unsigned i = index_of(pt, level, iova + done);
+    unsigned i = index_of(pt, level, iova + done), n = 1u << (lg2 - shift_of(pt, level));
     do {
-      assert(!table[i]);
-      table[i] = pt->format->leaf_entry(phys + done, level, prot);
+      uint64_t entry = pt->format->leaf_entry(phys + done, level, lg2, prot);
+      for (unsigned end = i + n; i < end; i++) {
+        assert(!table[i]);
+        table[i] = entry;
+      }
       done += size;
-    } while (++i < N_ENTRIES && length - done >= size);
+    } while (!pt->format->lg2 && i < N_ENTRIES && length - done >= size);
   }
   return 0;
 }
@@ -150,20 +153,57 @@ void pt_unmap(struct pt *pt, uint64_t iova, uint64_t length) {
   clear(pt, pt->root, pt->n_levels - 1, iova, iova + length - 1);
 }
 
-int pt_find(const struct pt *pt, uint64_t iova, struct pt_leaf *out) {
-  const uint64_t *table = pt->root;
+/* The first entry of the leaf at iova; NULL: there is none. */
+static uint64_t *find_leaf(const struct pt *pt, uint64_t iova, unsigned *n, unsigned *lg2) {
+  uint64_t *table = pt->root;
   for (unsigned level = pt->n_levels; level--;) {
-    uint64_t entry = table[index_of(pt, level, iova)];
+    unsigned i = index_of(pt, level, iova);
+    uint64_t entry = table[i];
     if (!entry)
-      return 0;
+      return NULL;
     if (pt->format->is_leaf(entry, level)) {
-      uint64_t mask = (1ull << shift_of(pt, level)) - 1;
-      out->phys = pt->format->phys(entry) + (iova & mask);
-      out->length = mask - (iova & mask) + 1;
-      out->prot = pt->format->prot(entry);
-      return 1;
+      unsigned shift = shift_of(pt, level);
+      *lg2 = pt->format->lg2 ? pt->format->lg2(entry) : shift;
+      *n = 1u << (*lg2 - shift);
+      return &table[i & ~(*n - 1)];
     }
     table = pt->format->table(entry);
   }
-  return 0;
+  return NULL;
 }
+
+int pt_find(const struct pt *pt, uint64_t iova, struct pt_leaf *out) {
+  unsigned n, lg2;
+  const uint64_t *entry = find_leaf(pt, iova, &n, &lg2);
+  if (!entry)
+    return 0;
+  uint64_t mask = (1ull << lg2) - 1;
+  out->phys = pt->format->phys(*entry) + (iova & mask);
+  out->length = mask - (iova & mask) + 1;
+  out->prot = pt->format->prot(*entry);
+  return 1;
+}
+
+void pt_set_dirty(struct pt *pt, uint64_t iova) {
+  unsigned n, lg2;
+  uint64_t *entry = find_leaf(pt, iova, &n, &lg2);
+  if (entry)
+    __atomic_fetch_or(entry, pt->format->dirty, __ATOMIC_RELAXED);
+}
+
+int pt_read_dirty(struct pt *pt, uint64_t iova, int clear) {
+  unsigned n, lg2;
+  uint64_t *entry = find_leaf(pt, iova, &n, &lg2), dirty = pt->format->dirty;
+  return !!(dirty & (clear ? __atomic_fetch_and(entry, ~dirty, __ATOMIC_RELAXED)
+                           : __atomic_load_n(entry, __ATOMIC_RELAXED)));
+}
+
+static void clean(struct pt *pt, uint64_t *table, unsigned level) {
+  for (unsigned i = 0; i < N_ENTRIES; i++)
+    if (table[i] && pt->format->is_leaf(table[i], level))
+      table[i] &= ~pt->format->dirty;
+    else if (table[i])
+      clean(pt, pt->format->table(table[i]), level - 1);
+}
+
+void pt_clean(struct pt *pt) { clean(pt, pt->root, pt->n_levels - 1); }

@@ -3,6 +3,7 @@
  * (pt.c) for all; a format (pt_*.c) says only what an entry looks like.
  *
  * Level 0 holds the smallest pages; an entry of level n stands for 1 << (page_lg2 + 9 * n) bytes.
+ * Some formats have leaves of any power of two: 2, 4 … 256 equal entries side by side.
  * Pointers between tables are addresses in this process: a table is 4096 bytes, aligned. No locks.
  */
 #ifndef IOFS_PT_H
@@ -14,14 +15,17 @@
 struct pt_format {
   unsigned min_page_lg2; /* what an entry can still point at */
   uint64_t (*table_entry)(const uint64_t *table, unsigned level); /* that of `table` */
-  uint64_t (*leaf_entry)(uint64_t phys, unsigned level, uint32_t prot); /* prot: enum iofs_prot */
+  /* A leaf of 1 << lg2 bytes; prot: enum iofs_prot. */
+  uint64_t (*leaf_entry)(uint64_t phys, unsigned level, unsigned lg2, uint32_t prot);
   int (*is_leaf)(uint64_t entry, unsigned level); /* of an entry that is not 0 */
   uint64_t *(*table)(uint64_t entry);
   uint64_t (*phys)(uint64_t entry);
   uint32_t (*prot)(uint64_t entry);
+  unsigned (*lg2)(uint64_t entry); /* of a leaf; NULL: each leaf is one entry */
+  uint64_t dirty;                  /* the bit of a leaf that says it was written through */
 };
 
-extern const struct pt_format pt_vtd, pt_amd;
+extern const struct pt_format pt_vtd, pt_amd, pt_mock;
 
 struct pt {
   const struct pt_format *format;
@@ -52,5 +56,11 @@ struct pt_leaf {
 
 /* 0: nothing is mapped at iova. */
 int pt_find(const struct pt *pt, uint64_t iova, struct pt_leaf *out);
+
+/* Dirty bits. They may be set by several threads at once; all else changes the table alone. */
+void pt_set_dirty(struct pt *pt, uint64_t iova);
+/* 1: the leaf at iova, which must be mapped, is dirty, and clean from now on if `clear`. */
+int pt_read_dirty(struct pt *pt, uint64_t iova, int clear);
+void pt_clean(struct pt *pt); /* all leaves */
 
 #endif

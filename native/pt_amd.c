@@ -8,6 +8,7 @@
 #include "pt.h"
 
 #define PRESENT 1ull
+#define DIRTY (1ull << 6)
 #define NEXT_LEVEL_SHIFT 9
 #define NEXT_LEVEL 0xe00ull
 #define READ (1ull << 61)
@@ -18,8 +19,8 @@ static uint64_t table_entry(const uint64_t *table, unsigned level) {
   return (uintptr_t)table | PRESENT | READ | WRITE | (level + 1ull) << NEXT_LEVEL_SHIFT;
 }
 
-static uint64_t leaf_entry(uint64_t phys, unsigned level, uint32_t prot) {
-  (void)level;
+static uint64_t leaf_entry(uint64_t phys, unsigned level, unsigned lg2, uint32_t prot) {
+  (void)level, (void)lg2;
   return (phys & ADDRESS) | PRESENT | (prot & IOFS_READ ? READ : 0) |
          (prot & IOFS_WRITE ? WRITE : 0);
 }
@@ -37,4 +38,5 @@ static uint32_t prot(uint64_t entry) {
   return (entry & READ ? IOFS_READ : 0) | (entry & WRITE ? IOFS_WRITE : 0);
 }
 
-const struct pt_format pt_amd = {12, table_entry, leaf_entry, is_leaf, table, phys, prot};
+const struct pt_format pt_amd = {12,   table_entry, leaf_entry, is_leaf, table,
+                                 phys, prot,        NULL,       DIRTY};

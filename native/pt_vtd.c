@@ -8,6 +8,7 @@
 #define READ 1ull
 #define WRITE 2ull
 #define LARGE 0x80ull
+#define DIRTY 0x200ull
 #define ADDRESS 0x000ffffffffff000ull
 
 static uint64_t table_entry(const uint64_t *table, unsigned level) {
@@ -15,7 +16,8 @@ static uint64_t table_entry(const uint64_t *table, unsigned level) {
   return (uintptr_t)table | READ | WRITE;
 }
 
-static uint64_t leaf_entry(uint64_t phys, unsigned level, uint32_t prot) {
+static uint64_t leaf_entry(uint64_t phys, unsigned level, unsigned lg2, uint32_t prot) {
+  (void)lg2;
   return (phys & ADDRESS) | (level ? LARGE : 0) | (prot & IOFS_READ ? READ : 0) |
          (prot & IOFS_WRITE ? WRITE : 0);
 }
@@ -30,4 +32,5 @@ static uint32_t prot(uint64_t entry) {
   return (entry & READ ? IOFS_READ : 0) | (entry & WRITE ? IOFS_WRITE : 0);
 }
 
-const struct pt_format pt_vtd = {12, table_entry, leaf_entry, is_leaf, table, phys, prot};
+const struct pt_format pt_vtd = {12,   table_entry, leaf_entry, is_leaf, table,
+                                 phys, prot,        NULL,       DIRTY};

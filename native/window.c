@@ -287,3 +287,12 @@ void window_put(struct window *window) {
   }
   pthread_mutex_unlock(&lock);
 }
+
+void window_identify(const struct window *window, const unsigned char *memory, uint64_t *dev,
+                     uint64_t *ino, uint64_t *offset, uint64_t *block) {
+  struct stat stat;
+  *dev = window->file->dev;
+  *ino = window->file->ino;
+  *offset = window->node.start + (uint64_t)(memory - window->memory);
+  *block = fstat(window->file->fd, &stat) ? PAGE_SIZE : (uint64_t)stat.st_blksize;
+}

@@ -35,4 +35,9 @@ int window_open(struct memfile *file, uint64_t offset, uint64_t length, struct w
 void window_get(struct window *window);
 void window_put(struct window *window);
 
+/* Which byte of which file `memory` is; *block: the file system's preferred size of a block, that of
+ * a huge page on hugetlbfs. */
+void window_identify(const struct window *window, const unsigned char *memory, uint64_t *dev,
+                     uint64_t *ino, uint64_t *offset, uint64_t *block);
+
 #endif
