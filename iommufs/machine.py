@@ -20,6 +20,7 @@ from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, place
 from iommufs.iommu.amd import Amd
+from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
@@ -72,6 +73,7 @@ class Machine:
         self.files = OpenFiles()
         self._nursery: trio.Nursery | None = None
         self.iommu = self._make_iommu()
+        self._mock = MockIommu() if topology.test else None
         self.groups = {number: IommuGroup(number) for number in topology.groups}
         self.functions: dict[str, PciFunction | HostFunction] = {}
         self.devices: list[VfioDevice] = []
@@ -152,11 +154,11 @@ class Machine:
         return root
 
     def _open_iommufd(self, flags: int) -> Ctx:
-        return Ctx(test_ops=self.topology.test)
+        return Ctx(test_ops=self._mock, files=self.files)
 
     def _open_container(self, flags: int) -> Ctx:
         """As with CONFIG_IOMMUFD_VFIO_CONTAINER: an iommufd whose pages count as type1's did."""
-        return Ctx(test_ops=self.topology.test, mm_mode=True)
+        return Ctx(test_ops=self._mock, files=self.files, mm_mode=True)
 
     # -- background work --------------------------------------------------------------------------
 

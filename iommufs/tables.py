@@ -12,6 +12,7 @@ from typing import Any
 
 from iommufs import uapi
 from iommufs.iommufd import (
+    dirty,
     fault,
     hwpt_ioctls,
     info,
@@ -19,6 +20,7 @@ from iommufs.iommufd import (
     ioas_map,
     option,
     test_ops,
+    veventq,
     vfio_compat,
     vfio_compat_info,
     viommu,
@@ -91,9 +93,9 @@ IOMMUFD = by_number([
     sized(uapi.IOMMU_HWPT_ALLOC, "iommu_hwpt_alloc", "__reserved", hwpt_ioctls.hwpt_alloc),
     sized(uapi.IOMMU_GET_HW_INFO, "iommu_hw_info", "__reserved", info.get_hw_info),
     sized(uapi.IOMMU_HWPT_SET_DIRTY_TRACKING, "iommu_hwpt_set_dirty_tracking", "__reserved",
-          hwpt_ioctls.hwpt_set_dirty_tracking),
+          dirty.hwpt_set_dirty_tracking),
     sized(uapi.IOMMU_HWPT_GET_DIRTY_BITMAP, "iommu_hwpt_get_dirty_bitmap", "data",
-          hwpt_ioctls.hwpt_get_dirty_bitmap),
+          dirty.hwpt_get_dirty_bitmap),
     sized(uapi.IOMMU_HWPT_INVALIDATE, "iommu_hwpt_invalidate", "__reserved",
           hwpt_ioctls.hwpt_invalidate),
     sized(uapi.IOMMU_FAULT_QUEUE_ALLOC, "iommu_fault_alloc", "out_fault_fd",
@@ -104,7 +106,7 @@ IOMMUFD = by_number([
     sized(uapi.IOMMU_IOAS_CHANGE_PROCESS, "iommu_ioas_change_process", "__reserved",
           ioas.ioas_change_process),
     sized(uapi.IOMMU_VEVENTQ_ALLOC, "iommu_veventq_alloc", "out_veventq_fd",
-          viommu.veventq_alloc),
+          veventq.veventq_alloc),
     sized(uapi.IOMMU_HW_QUEUE_ALLOC, "iommu_hw_queue_alloc", "length", viommu.hw_queue_alloc),
     sized(uapi.IOMMU_IOAS_NOIOMMU_GET_PA, "iommu_ioas_noiommu_get_pa", "out_phys",
           ioas.ioas_noiommu_get_pa),

@@ -22,14 +22,19 @@ _live: set["Ctx"] = set()
 class Ctx:
     """A context. Also the open file: the fuse layer reads, writes, polls and releases it.
 
-    test_ops  the ioctl table reaches to IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
+    test_ops  the mock IOMMU: the ioctl table reaches to IOMMU_TEST_CMD, as with
+              CONFIG_IOMMUFD_TEST; None: it does not
+    files     finds the open files behind descriptors that test operations name
     mm_mode   pages count against the client's process, not its user; /dev/vfio/vfio starts so
     """
 
     table = "iommufd"
 
-    def __init__(self, *, test_ops: bool = False, mm_mode: bool = False) -> None:
+    def __init__(
+        self, *, test_ops: Any | None = None, files: Any = None, mm_mode: bool = False
+    ) -> None:
         self.test_ops = test_ops
+        self.files = files
         self.mm_mode = mm_mode
         self.objects = ObjectTable()
         self.vfio_ioas: Object | None = None  # what the VFIO container calls work on; not held

@@ -28,10 +28,12 @@ class FaultGroup:
 
     records  struct iommu_hwpt_pgfault *, their cookie is set when they are read
     respond  called once with the client's code, or INVALID if nobody will answer
+    owner    see FaultQueue.discard()
     """
 
     records: Sequence[Any]
     respond: Callable[[int], None]
+    owner: Any = None
 
 
 class FaultQueue(Object):
@@ -73,10 +75,18 @@ class FaultQueue(Object):
             raise UapiError(errno.EINVAL, f"no fault with cookie {cookie}")
         group.respond(code)
 
+    def discard(self, owner: Any) -> None:
+        """The owner takes no more answers."""
+        self._refuse(lambda group: group.owner == owner)
+
     def destroy(self) -> None:
-        groups = [*self.queued, *self.waiting.values()]
-        self.queued.clear()
-        self.waiting.clear()
+        self._refuse(lambda group: True)
+
+    def _refuse(self, which: Callable[[FaultGroup], bool]) -> None:
+        """Answer groups instead of the client (iommufd_auto_response_faults())."""
+        groups = [group for group in (*self.queued, *self.waiting.values()) if which(group)]
+        self.queued = deque(group for group in self.queued if not which(group))
+        self.waiting = {i: group for i, group in self.waiting.items() if not which(group)}
         for group in groups:
             group.respond(uapi.IOMMUFD_PAGE_RESP_INVALID)
 

@@ -2,17 +2,21 @@
 
 A driver says what its page tables can express, what must not be mapped, and which domains it makes
 for whom; the tables themselves are native. What it does not override, it does not have.
+A page table in a client's memory, and what belongs to a vIOMMU, are the driver's own objects.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
+
 from iommufs import uapi
+from iommufs._native import ffi
 from iommufs.errors import UapiError
 
 
@@ -35,16 +39,29 @@ class ReservedRegion:
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """What a page table can hold, and how.
+    """A page table that the core keeps for a driver: what it can hold, and how.
 
     page_sizes  bit n for pages of 1 << n bytes
-    format      of its entries: vtd or amd, see native/pt_*.c
+    format      of its entries: vtd, amd or mock, see native/pt_*.c
+    dirty       it can track what devices write
     """
 
     aperture_start: int
     aperture_last: int
     page_sizes: int
     format: str = "vtd"
+    dirty: bool = False
+
+
+class NestedDomain:
+    """A page table that a client keeps in its own memory, below one of ours."""
+
+    async def cache_invalidate(self, array: UserArray) -> None:
+        """Forget cached translations; array.done counts what was done before an error."""
+        raise UapiError(errno.EOPNOTSUPP, "no cache to invalidate")
+
+
+Domain = DomainConfig | NestedDomain
 
 
 class IommuGroup:
@@ -80,12 +97,53 @@ class Physical(Protocol):
     group: IommuGroup | None
 
 
+class ViommuCore(Protocol):
+    """What a driver's vIOMMU asks of the core's."""
+
+    def function_of(self, virt_id: int) -> Any | None:
+        """Which function has this id in the vIOMMU."""
+
+    def virt_id_of(self, function: Any) -> int:
+        """The other way round; ENOENT."""
+
+    def report_event(self, kind: int, data: bytes) -> None:
+        """For the queue of this type; EOPNOTSUPP: there is none."""
+
+
+class ViommuDriver:
+    """A driver's part of a vIOMMU."""
+
+    def destroy(self) -> None: ...
+
+    async def domain_alloc_nested(self, flags: int, data: UserData) -> NestedDomain:
+        raise UapiError(errno.EOPNOTSUPP, "no nested page tables")
+
+    async def cache_invalidate(self, array: UserArray) -> None:
+        """As of a NestedDomain."""
+        raise UapiError(errno.EOPNOTSUPP, "no cache to invalidate")
+
+    def has_hw_queues(self, kind: int) -> bool:
+        return False
+
+    def hw_queue_add(self, index: int) -> Callable[[], None]:
+        """Let the hardware use a queue, whose memory is pinned; what is returned ends that.
+
+        EINVAL: no such index; EEXIST: it is in use; EIO: another must be there before.
+        """
+        raise NotImplementedError
+
+    def hw_queue_depends_on(self, index: int) -> int | None:
+        """The queue that must live as long as this one."""
+        return None
+
+
 class Iommu:
     """Base of all drivers. `function` is the one that asks: an IOMMU may treat them differently."""
 
     name = ""
-    dirty_tracking = False
     enforces_coherency = False  # page tables make DMA that asks not to snoop caches do so
+    has_pasids = False
+    has_nesting = False
 
     def __init__(self, reserved: Iterable[ReservedRegion] = ()) -> None:
         """`reserved`: ranges that the machine's firmware keeps, besides the driver's own."""
@@ -93,6 +151,9 @@ class Iommu:
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return self._reserved
+
+    def dirty_tracking(self, function: Physical) -> bool:
+        return False
 
     def domain_alloc_paging(self, function: Physical, flags: int) -> DomainConfig:
         """A page table of its own format. flags: IOMMU_HWPT_ALLOC_…, checked for unknown ones.
@@ -102,13 +163,32 @@ class Iommu:
         raise NotImplementedError
 
     async def domain_alloc_user(
-        self, function: Physical, flags: int, parent: Any, data: UserData
+        self, function: Physical, flags: int, data: UserData
     ) -> DomainConfig:
-        """A page table described by the client: nested in `parent` unless that is None."""
+        """A page table described by the client."""
         raise UapiError(errno.EOPNOTSUPP, f"{self.name}: no domains with user data")
 
-    def check_attach(self, function: Physical, config: DomainConfig) -> None:
-        """EINVAL if the function cannot work with a domain that was made for another one."""
+    async def domain_alloc_nested(
+        self, function: Physical, flags: int, data: UserData
+    ) -> NestedDomain:
+        """One that the client keeps, below one of ours."""
+        raise UapiError(errno.EOPNOTSUPP, f"{self.name}: no nested page tables")
+
+    def attach_dev(self, function: Physical, domain: Domain | None) -> None:
+        """Let DMA of the function go through the domain, or, with None, nowhere: that always works.
+
+        EINVAL: the function cannot work with a domain that was made for another one.
+        """
+
+    def set_dev_pasid(self, function: Physical, pasid: int, domain: Domain | None) -> None:
+        """As attach_dev(), for DMA with a PASID. Only of functions with max_pasids() above 0."""
+
+    def has_viommus(self, function: Physical, kind: int) -> bool:
+        """kind: IOMMU_VIOMMU_TYPE_…"""
+        return False
+
+    async def viommu_alloc(self, core: ViommuCore, data: UserData | None) -> ViommuDriver:
+        raise NotImplementedError
 
     def hw_info(self, function: Physical, data_type: int) -> tuple[int, bytes]:
         """Type and content of the driver's structure for GET_HW_INFO; EOPNOTSUPP.
@@ -135,3 +215,69 @@ class UserData:
     type: int
     address: int
     length: int
+
+    async def read(self, kind: int, struct: str, last: str) -> Any:
+        """The structure, if it is of this type and reaches to member `last`: EINVAL, EFAULT.
+
+        What the client leaves out is 0. Source: iommu_copy_struct_from_user()
+        """
+        if self.type != kind:
+            raise UapiError(errno.EINVAL, f"data of type {self.type:#x}, not {kind:#x}")
+        _check_length(self.length, struct, last)
+        return _filled(struct, await self.caller.read(self.address, self.length))
+
+    async def write(self, struct: Any) -> None:
+        """Write it back, as far as the client's goes: EFAULT."""
+        await self.caller.write(self.address, bytes(ffi.buffer(struct))[: self.length])
+
+
+@dataclass
+class UserArray:
+    """Driver data of a client: n structures of a type, not read yet.
+
+    done  how many of them are carried out: what the client is told, also after an error
+    """
+
+    caller: Any
+    type: int
+    address: int
+    length: int
+    n: int
+    done: int = 0
+
+    async def read(self, kind: int, struct: str, last: str, index: int) -> Any:
+        """One structure, as UserData.read(). Source: iommu_copy_struct_from_user_array()"""
+        if self.type != kind or index >= self.n:
+            raise UapiError(errno.EINVAL, f"{self.n} items of type {self.type:#x}")
+        _check_length(self.length, struct, last)
+        data = await self.caller.read(self.address + index * self.length, self.length)
+        return _filled(struct, data)
+
+    async def read_all(self, kind: int, struct: str) -> list[Any]:
+        """All structures, of whatever length: E2BIG if bytes that we do not know are not 0.
+
+        Source: iommu_copy_struct_from_full_user_array()
+        """
+        if self.type != kind or not self.n or not self.length:
+            raise UapiError(errno.EINVAL, f"{self.n} items of type {self.type:#x}")
+        size = uapi.sizeof(struct)
+        items = []
+        for i in range(self.n):
+            data = await self.caller.read(self.address + i * self.length, self.length)
+            if any(data[size:]):
+                raise UapiError(errno.E2BIG, f"item {i} has unknown trailing bytes")
+            items.append(_filled(struct, data[:size]))
+            if i % 256 == 255:
+                await trio.lowlevel.checkpoint()  # up to 524288: others get their turn
+        return items
+
+
+def _check_length(length: int, struct: str, last: str) -> None:
+    if not uapi.offsetofend(struct, last) <= length <= uapi.sizeof(struct):
+        raise UapiError(errno.EINVAL, f"{struct} of {length} bytes")
+
+
+def _filled(struct: str, data: bytes) -> Any:
+    made = uapi.new(struct)
+    ffi.buffer(made)[: len(data)] = data
+    return made

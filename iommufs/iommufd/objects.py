@@ -136,5 +136,6 @@ class ObjectTable:
         """Destroy everything, holders before what they hold."""
         while leaves := [obj for obj in self._objects.values() if obj and obj.users == 1]:
             for obj in leaves:
-                obj.put()
+                if self._objects.get(obj.id) is obj:  # else it went with another
+                    obj.put()
         assert not any(self._objects.values()), f"held from outside: {self._objects}"

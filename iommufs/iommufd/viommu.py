@@ -1,77 +1,210 @@
-"""Virtual IOMMUs and what belongs to them. No IOMMU of ours has them yet.
+"""Virtual IOMMUs: a guest's share of an IOMMU, its devices in it, and the queues of its hardware.
 
-The calls check their arguments as a kernel does whose IOMMU driver has no vIOMMU.
+The queue of its events is in veventq.py. What a vIOMMU does is its driver's (see iommu.py).
 """
 
 import errno
+from typing import Any
 
-from iommufs.errors import UapiError
+from iommufs._native import ffi, lib
+from iommufs.errors import UapiError, check
 from iommufs.iommufd.device import Device
-from iommufs.iommufd.ioas import U64_MAX
+from iommufs.iommufd.hwpt import HwptPaging
+from iommufs.iommufd.ioas import U64_MAX, Ioas
+from iommufs.iommufd.iommu import Iommu, UserData, ViommuDriver
 from iommufs.iommufd.objects import Object
 from iommufs.ucmd import Ucmd
 
-MAX_VEVENTQ_DEPTH = 524288
+PAGE = 4096
 
 
 class Viommu(Object):
-    """A share of an IOMMU for one guest."""
+    """A vIOMMU. It holds `parent`; what belongs to it holds it.
+
+    vdevices   by virt_id
+    veventqs   by type
+    hw_queues  by index
+    """
+
+    def __init__(self, iommu: Iommu, parent: HwptPaging) -> None:
+        super().__init__()
+        self.iommu = iommu
+        self.parent = parent
+        self.driver = ViommuDriver()
+        self.vdevices: dict[int, Vdevice] = {}
+        self.veventqs: dict[int, Any] = {}
+        self.hw_queues: dict[int, HwQueue] = {}
+        parent.get()
+
+    def destroy(self) -> None:
+        self.driver.destroy()
+        self.parent.put()
+
+    # What the driver asks.
+
+    def function_of(self, virt_id: int) -> Any | None:
+        vdevice = self.vdevices.get(virt_id)
+        return vdevice.device.function if vdevice is not None else None
+
+    def virt_id_of(self, function: Any) -> int:
+        for vdevice in self.vdevices.values():
+            if vdevice.device.function is function:
+                return vdevice.virt_id
+        raise UapiError(errno.ENOENT, "the device has no id in the vIOMMU")
+
+    def report_event(self, kind: int, data: bytes) -> None:
+        if kind not in self.veventqs:
+            raise UapiError(errno.EOPNOTSUPP, f"no queue of events of type {kind:#x}")
+        self.veventqs[kind].report(data)
 
 
-def viommu_alloc(ucmd: Ucmd) -> None:
+async def viommu_alloc(ucmd: Ucmd) -> None:
     """Make a vIOMMU (IOMMU_VIOMMU_ALLOC).
 
-    Errors: EOPNOTSUPP  a flag; type 0; the IOMMU has none      ENOENT  no such device
+    In:     hwpt_id     a page table made with NEST_PARENT; the vIOMMU holds it
+    Errors: EOPNOTSUPP  a flag; type 0; the IOMMU has none      ENOENT  no such device, HWPT
+            EINVAL      the HWPT is no parent; others are the driver's
     Source: iommufd_viommu_alloc_ioctl()
     """
-    cmd = ucmd.cmd
+    cmd, objects = ucmd.cmd, ucmd.file.objects
     if cmd.flags or not cmd.type:
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}, type {cmd.type}")
-    device = ucmd.file.objects.find(cmd.dev_id, Device)
-    raise UapiError(errno.EOPNOTSUPP, f"{device.iommu.name}: no vIOMMU")
+    with objects.use(cmd.dev_id, Device) as device:
+        iommu = device.iommu
+        if not iommu.has_viommus(device.function, cmd.type):
+            raise UapiError(errno.EOPNOTSUPP, f"{iommu.name}: no vIOMMU of type {cmd.type:#x}")
+        with objects.use(cmd.hwpt_id, HwptPaging) as parent:
+            if not parent.nest_parent:
+                raise UapiError(errno.EINVAL, f"{parent} is no parent")
+            data = UserData(ucmd.caller, cmd.type, cmd.data_uptr, cmd.data_len)
+            with objects.new(Viommu(iommu, parent)) as viommu:
+                viommu.driver = await iommu.viommu_alloc(viommu, data if cmd.data_len else None)
+                cmd.out_viommu_id = viommu.id
+                await ucmd.respond()
 
 
-def vdevice_alloc(ucmd: Ucmd) -> None:
+class Vdevice(Object):
+    """A device's id in a vIOMMU. It goes with the device, and its own id is not used again then."""
+
+    def __init__(self, viommu: Viommu, device: Device, virt_id: int) -> None:
+        super().__init__()
+        self.viommu = viommu
+        self.device = device
+        self.virt_id = virt_id
+        viommu.vdevices[virt_id] = self
+        device.vdevice = self
+        viommu.get()
+
+    def destroy(self) -> None:
+        del self.viommu.vdevices[self.virt_id]
+        self.device.vdevice = None
+        self.viommu.put()
+
+
+async def vdevice_alloc(ucmd: Ucmd) -> None:
     """Give a device an id in a vIOMMU (IOMMU_VDEVICE_ALLOC).
 
-    Errors: ENOENT  no such vIOMMU
+    Errors: ENOENT  no such vIOMMU, device              EINVAL  of another IOMMU
+            EEXIST  the device has an id, or the id is another's
     Source: iommufd_vdevice_alloc_ioctl()
     """
-    _no_viommu(ucmd)
+    cmd, objects = ucmd.cmd, ucmd.file.objects
+    viommu = objects.find(cmd.viommu_id, Viommu)
+    device = objects.find(cmd.dev_id, Device)
+    if device.iommu is not viommu.iommu:
+        raise UapiError(errno.EINVAL, f"{viommu} is another IOMMU's")
+    if device.vdevice is not None:
+        raise UapiError(errno.EEXIST, f"{device} has an id in a vIOMMU")
+    if cmd.virt_id in viommu.vdevices:
+        raise UapiError(errno.EEXIST, f"id {cmd.virt_id:#x} is in use")
+    with objects.new(Vdevice(viommu, device, cmd.virt_id)) as vdevice:
+        cmd.out_vdevice_id = vdevice.id
+        await ucmd.respond()
 
 
-def veventq_alloc(ucmd: Ucmd) -> None:
-    """Make a queue of a vIOMMU's events (IOMMU_VEVENTQ_ALLOC).
+class HwQueue(Object):
+    """A guest's queue that hardware uses: its memory stays where it is, and mapped."""
 
-    Errors: EOPNOTSUPP  a flag; reserved field; type 0      EINVAL  depth 0 or over 524288
-            ENOENT      no such vIOMMU
-    Source: iommufd_veventq_alloc()
-    """
-    cmd = ucmd.cmd
-    if cmd.flags or cmd.__reserved or not cmd.type:
-        raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}, type {cmd.type}, reserved field")
-    if not 0 < cmd.veventq_depth <= MAX_VEVENTQ_DEPTH:
-        raise UapiError(errno.EINVAL, f"depth {cmd.veventq_depth}")
-    _no_viommu(ucmd)
+    def __init__(self, viommu: Viommu, index: int, access: Any, iova: int, length: int) -> None:
+        super().__init__()
+        self._viommu = viommu
+        self._access = access
+        self._pinned = iova, length
+        self._index = index
+        self._end_use: Any = None
+        self._needed: HwQueue | None = None
+        viommu.get()
+
+    def start(self) -> None:
+        """EINVAL, EEXIST, EIO: the driver does not take it."""
+        self._end_use = self._viommu.driver.hw_queue_add(self._index)
+        needed = self._viommu.driver.hw_queue_depends_on(self._index)
+        if needed is not None:
+            self._needed = self._viommu.hw_queues[needed]
+            self._needed.get()
+        self._viommu.hw_queues[self._index] = self
+
+    def destroy(self) -> None:
+        if self._end_use is not None:
+            del self._viommu.hw_queues[self._index]
+            self._end_use()
+        if self._needed is not None:
+            self._needed.put()
+        lib.iofs_access_unpin(self._access, *self._pinned)
+        _free_access(self._access)
+        self._viommu.put()
 
 
-def hw_queue_alloc(ucmd: Ucmd) -> None:
+def _free_access(access: Any) -> None:
+    check(lib.iofs_access_detach(access), "detach")
+    lib.iofs_access_put(access)
+
+
+async def hw_queue_alloc(ucmd: Ucmd) -> None:
     """Let hardware use a guest's queue (IOMMU_HW_QUEUE_ALLOC).
 
-    Errors: EOPNOTSUPP  a flag; type 0              EINVAL  length 0
-            EOVERFLOW   the queue passes 2**64 - 1  ENOENT  no such vIOMMU
-    Source: iommufd_hw_queue_alloc_ioctl()
+    In:     nesting_parent_iova, length  where it is in the IOAS of the vIOMMU's parent
+    Errors: EOPNOTSUPP  a flag; type 0; the vIOMMU has none     EINVAL  length 0; the driver's
+            EOVERFLOW   the queue passes 2**64 - 1              ENOENT  no such vIOMMU; not mapped
+            ERANGE      its pages do                            EPERM   not mapped for reading
+            EADDRINUSE, EFAULT, ENOMEM  it cannot be pinned; others are the driver's
+    After:  what holds it cannot be unmapped: EBUSY.
+    Source: iommufd_hw_queue_alloc_ioctl(), iommufd_hw_queue_alloc_phys()
     """
-    cmd = ucmd.cmd
+    cmd, objects = ucmd.cmd, ucmd.file.objects
     if cmd.flags or not cmd.type:
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}, type {cmd.type}")
     if not cmd.length:
         raise UapiError(errno.EINVAL, "length 0")
     if cmd.nesting_parent_iova + cmd.length - 1 > U64_MAX:
         raise UapiError(errno.EOVERFLOW, "the queue passes 2**64 - 1")
-    _no_viommu(ucmd)
+    viommu = objects.find(cmd.viommu_id, Viommu)
+    if not viommu.driver.has_hw_queues(cmd.type):
+        raise UapiError(errno.EOPNOTSUPP, f"no queues of type {cmd.type:#x}")
+    offset = cmd.nesting_parent_iova % PAGE
+    iova = cmd.nesting_parent_iova - offset
+    length = -(-(offset + cmd.length) // PAGE) * PAGE
+    if length > U64_MAX:
+        raise UapiError(errno.ERANGE, "the pages of the queue pass 2**64 - 1")
+    access = _pin(viommu.parent.ioas, iova, length)
+    with objects.new(HwQueue(viommu, cmd.index, access, iova, length)) as queue:
+        queue.start()
+        cmd.out_hw_queue_id = queue.id
+        await ucmd.respond()
 
 
-def _no_viommu(ucmd: Ucmd) -> None:
-    viommu = ucmd.file.objects.find(ucmd.cmd.viommu_id, Viommu)
-    raise AssertionError(f"{viommu}: no driver makes these")
+def _pin(ioas: Ioas, iova: int, length: int) -> Any:
+    """An internal access that has pinned a range: EADDRINUSE, and the errors of a pin."""
+    out = ffi.new("struct iofs_access **")
+    check(lib.iofs_access_new(1, 1, out), "an access")
+    try:
+        check(lib.iofs_access_attach(out[0], ioas.iopt), "attach")
+    except UapiError:
+        lib.iofs_access_put(out[0])
+        raise
+    try:
+        check(lib.iofs_access_pin(out[0], iova, length, lib.IOFS_READ), f"pin {iova:#x}")
+    except UapiError:
+        _free_access(out[0])
+        raise
+    return out[0]

@@ -81,7 +81,7 @@ async def device_attach_iommufd_pt(ucmd: Ucmd) -> None:
 
     In:     pt_id  of the iommufd that the device is bound to      flags, pasid
     Out:    pt_id  the HWPT in use
-    Errors: EINVAL  unknown flag; argsz without pasid; see Device.attach()   ENOENT  no such pt_id
+    Errors: EINVAL  unknown flag; argsz without pasid; see Device.set_pt()   ENOENT  no such pt_id
             EFAULT  pt_id cannot be written; the device is detached then
     Source: vfio_df_ioctl_attach_pt()
     """
@@ -89,7 +89,7 @@ async def device_attach_iommufd_pt(ucmd: Ucmd) -> None:
     pasid = await _pasid(ucmd, uapi.VFIO_DEVICE_ATTACH_PASID)
     if pasid is not None:
         _attach_pasid(df, pasid, cmd.pt_id)
-    cmd.pt_id = df.iommu_device.attach(cmd.pt_id)
+    cmd.pt_id = df.iommu_device.set_pt(cmd.pt_id)
     try:
         await ucmd.write_field("pt_id")
     except BaseException:

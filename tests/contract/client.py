@@ -21,6 +21,7 @@ from iommufs import dispatch, uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd import device
 from iommufs.iommufd.ctx import Ctx
@@ -218,7 +219,7 @@ class ProcessClient(Client):
 
     def __init__(self, *, prefetch: bool = True, test_ops: bool = False) -> None:
         self.prefetch = prefetch
-        self.test_ops = test_ops
+        self.mock = MockIommu() if test_ops else None
         self.descriptors: dict[int, Any] = {}
         iommu = Vtd()
         shared = IommuGroup(2)
@@ -232,10 +233,10 @@ class ProcessClient(Client):
         return ProcessCaller(self)
 
     async def open(self) -> Ctx:
-        return self._add(Ctx(test_ops=self.test_ops))
+        return self._add(Ctx(test_ops=self.mock, files=self))
 
     async def open_container(self) -> Ctx:
-        return self._add(Ctx(test_ops=self.test_ops, mm_mode=True))
+        return self._add(Ctx(test_ops=self.mock, files=self, mm_mode=True))
 
     def _add(self, ctx: Ctx) -> Ctx:
         self._open.append(ctx)
@@ -247,6 +248,12 @@ class ProcessClient(Client):
 
     async def close_fd(self, fd: int) -> None:
         self.descriptors.pop(fd).release()
+
+    def resolve(self, caller: Caller, fd: int) -> Any:
+        """As OpenFiles: our open file behind a descriptor."""
+        if fd not in self.descriptors:
+            raise UapiError(errno.EBADF, f"no descriptor {fd}")
+        return self.descriptors[fd]
 
     async def close_all(self) -> None:
         for fd in list(self.descriptors):
@@ -280,7 +287,7 @@ class ProcessDevice(BoundDevice):
 
     async def attach(self, pt_id: int) -> int:
         try:
-            return self.device.attach(pt_id)
+            return self.device.set_pt(pt_id)
         except UapiError as error:
             raise OSError(error.errno, str(error)) from error
 
