@@ -42,7 +42,7 @@ class Group:
 
 
 class Device(Object):
-    """A device that a client has bound. Its driver holds it until unbind(); it holds the ctx, mostly.
+    """A device that a client has bound. Its driver holds it until unbind(), and it the ctx.
 
     DMA of the device goes through `domain`, a native page table, or nowhere while that is None.
     """
