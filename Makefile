@@ -1,5 +1,6 @@
 # make demo    an ordinary C driver drives an emulated PCI device
 # make test    C unit tests under sanitizers, then pytest
+# make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
 # make lint    ruff; the C side is compiled with -Werror anyway
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
 
@@ -7,7 +8,7 @@ PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native lint clean set-up
+.PHONY: build demo test test-native property lint clean set-up
 
 build: set-up
 
@@ -23,6 +24,9 @@ build/%: examples/%.c $(wildcard uapi/*.h) | set-up
 
 test: set-up test-native
 	$(PYTHON) -m pytest $(ARGS)
+
+property: set-up
+	STEPS=$(or $(STEPS),100000) SEED=$(SEED) $(PYTHON) -m pytest tests/property -s $(ARGS)
 
 lint: set-up
 	$(PYTHON) -m ruff check .
