@@ -1,6 +1,7 @@
 # make demo    an ordinary C driver drives an emulated PCI device
 # make test    C unit tests under sanitizers, then pytest
 # make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
+# make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
 
@@ -8,7 +9,7 @@ PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native property lint clean set-up
+.PHONY: build demo test test-native property bench lint clean set-up
 
 build: set-up
 
@@ -27,6 +28,9 @@ test: set-up test-native
 
 property: set-up
 	STEPS=$(or $(STEPS),100000) SEED=$(SEED) $(PYTHON) -m pytest tests/property -s $(ARGS)
+
+bench: set-up
+	$(PYTHON) bench/run.py
 
 lint: set-up
 	$(PYTHON) -m ruff check .

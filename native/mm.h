@@ -38,6 +38,9 @@ struct vma {
 /* What is mapped at `address`: EFAULT if nothing, or if the address space is no more. */
 int mm_find_vma(const struct iofs_mm *mm, uint64_t address, struct vma *out);
 
+/* How often that was asked since the process began: what a pin costs. */
+uint64_t mm_n_lookups(void);
+
 /* The same by reading the text of the maps file, for kernels that cannot be asked. */
 int mm_find_vma_in_text(const struct iofs_mm *mm, uint64_t address, struct vma *out);
 

@@ -238,6 +238,21 @@ static void test_private_memory_is_reached_in_the_client(void) {
   pages_put(pages);
 }
 
+/* 1 GiB in three mappings: three questions, and the memory is as untouched as before. */
+static void test_a_pin_costs_one_question_for_each_mapping(void) {
+  size_t length = 1ull << 30, quarter = length / 4;
+  char *memory = map_memory(length, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+  static unsigned char resident[1 << 18];
+  CHECK_EQ(mprotect(memory + quarter, quarter, PROT_READ | PROT_WRITE | PROT_EXEC), 0);
+  uint64_t before = mm_n_lookups();
+  CHECK_EQ(try_user(memory, length, 1), 0);
+  CHECK_EQ(mm_n_lookups() - before, 3);
+  CHECK_EQ(mincore(memory, length, resident), 0);
+  CHECK(!memchr(resident, 1, sizeof resident));
+  munmap(memory, length);
+}
+
 static void test_many_mappings_share_one_window(void) {
   char *memory = map_memory(16 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
   struct pages *pages[16];
@@ -351,6 +366,7 @@ int main(int argc, char **argv) {
   RUN_WITH_RIGHTS(test_shared_memory_outlives_its_mapping);
   RUN(test_private_memory_is_reached_in_the_client);
   RUN_WITH_RIGHTS(test_many_mappings_share_one_window);
+  RUN(test_a_pin_costs_one_question_for_each_mapping);
   RUN(test_pages_are_paid_for_once_each);
   RUN(test_random_pins);
   RUN(test_forbidden_devices); /* the last: the device is that of all memory files */

@@ -21,6 +21,7 @@ struct procmap_query {
 #define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)
 
 static _Atomic int has_no_query;
+static _Atomic uint64_t n_lookups;
 
 /* 0, or -errno; ENOTTY: this kernel cannot be asked. */
 static int ask(const struct iofs_mm *mm, struct procmap_query *query) {
@@ -37,6 +38,7 @@ static int ask(const struct iofs_mm *mm, struct procmap_query *query) {
 
 int mm_find_vma(const struct iofs_mm *mm, uint64_t address, struct vma *out) {
   struct procmap_query query = {.size = sizeof query, .query_addr = address};
+  atomic_fetch_add_explicit(&n_lookups, 1, memory_order_relaxed);
   int err = ask(mm, &query);
   if (err == -ENOTTY)
     return mm_find_vma_in_text(mm, address, out);
@@ -53,6 +55,8 @@ int mm_find_vma(const struct iofs_mm *mm, uint64_t address, struct vma *out) {
   };
   return 0;
 }
+
+uint64_t mm_n_lookups(void) { return n_lookups; }
 
 int iofs_mm_alive(const struct iofs_mm *mm) {
   struct procmap_query query = {.size = sizeof query, .query_flags = COVERING_OR_NEXT};
