@@ -16,7 +16,7 @@ from typing import Any
 from iommufs.fuse.nodes import Dir, Link, Node, TextFile, place
 from iommufs.iommufd.iommu import ReservedRegion
 from iommufs.pci_image import CAP_EXPRESS, ConfigImage
-from iommufs.sysfs_pci import IOMMU_NAME, FunctionDir, button, power, refuse, text
+from iommufs.sysfs_pci import FunctionDir, button, power, refuse, text
 from iommufs.topology import Function
 
 VFIO_DRIVER = "vfio-pci"
@@ -94,6 +94,7 @@ class _Builder:
                 power_state=lambda: inside.power,
                 depth=path.count("/") + 1,
                 has_ari=self._has_ari(function),
+                iommu=self._machine.iommu.instance,
             )
         else:
             image = function.image
@@ -106,6 +107,7 @@ class _Builder:
                 power_state=lambda: 0,
                 depth=path.count("/") + 1,
                 has_ari=self._has_ari(function),
+                iommu=self._machine.iommu.instance,
             )
         for name, node in directory.entries().items():
             self._place(f"{path}/{name}", node)
@@ -185,14 +187,14 @@ class _Builder:
         yield from sorted(seen, key=lambda region: region.start)
 
     def _add_iommu(self) -> None:
-        path = f"devices/virtual/iommu/{IOMMU_NAME}"
+        path = f"devices/virtual/iommu/{self._machine.iommu.instance}"
         for function in self._topology.functions:
             link = Link(f"../../../../{self._path(function).removeprefix('devices/')}")
             self._place(f"{path}/devices/{function.bdf}", link)
         self._place(f"{path}/power", power("auto", lambda: "unsupported"))
         self._place(f"{path}/subsystem", Link("../../../../class/iommu"))
         self._place(f"{path}/uevent", TextFile(bytes, refuse, 0o644))
-        self._place(f"class/iommu/{IOMMU_NAME}", Link(f"../../{path}"))
+        self._place(f"class/iommu/{self._machine.iommu.instance}", Link(f"../../{path}"))
 
     # -- misc devices: iommufd, the VFIO container ----------------------------------------------
 

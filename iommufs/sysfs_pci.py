@@ -40,8 +40,6 @@ WINDOW_LINE = 13
 LINES = 13
 BRIDGE_LINES = 17
 
-IOMMU_NAME = "dmar0"
-
 Resource = tuple[int, int, int]
 NO_RESOURCE: Resource = (0, 0, 0)
 
@@ -90,6 +88,7 @@ class FunctionDir:
     config    its config space now
     bound     whether a client has it; None: it has no VFIO device
     sizes     of its BARs
+    iommu     in /sys/class/iommu
     """
 
     def __init__(
@@ -101,6 +100,7 @@ class FunctionDir:
         power_state: Callable[[], int],
         depth: int,
         has_ari: bool,
+        iommu: str,
     ) -> None:
         self._function = function
         self._config = config
@@ -109,6 +109,7 @@ class FunctionDir:
         self._power_state = power_state
         self._up = "../" * depth  # from the directory of the function to /sys
         self._has_ari = has_ari
+        self._iommu = iommu
         # Capabilities and identity do not change; what changes is read when it is asked for.
         self._image = ConfigImage(config())
 
@@ -207,7 +208,7 @@ class FunctionDir:
 
     def _links(self) -> dict[str, Node]:
         nodes: dict[str, Node] = {
-            "iommu": Link(f"{self._up[3:]}virtual/iommu/{IOMMU_NAME}"),
+            "iommu": Link(f"{self._up[3:]}virtual/iommu/{self._iommu}"),
             "iommu_group": Link(f"{self._up}kernel/iommu_groups/{self._function.group}"),
             "subsystem": Link(f"{self._up}bus/pci"),
         }

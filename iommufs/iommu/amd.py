@@ -24,6 +24,8 @@ PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
 class Amd(Iommu):
     name = "amd"
+    instance = "ivhd0"
+    enforces_coherency = True
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return (MSI_WINDOW, HYPERTRANSPORT, *super().reserved_regions(function))

@@ -23,6 +23,7 @@ PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
 class Vtd(Iommu):
     name = "vtd"
+    instance = "dmar0"
     enforces_coherency = True
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:

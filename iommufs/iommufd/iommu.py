@@ -141,6 +141,7 @@ class Iommu:
     """Base of all drivers. `function` is the one that asks: an IOMMU may treat them differently."""
 
     name = ""
+    instance = ""  # in /sys/class/iommu
     enforces_coherency = False  # page tables make DMA that asks not to snoop caches do so
     has_pasids = False
     has_nesting = False

@@ -103,6 +103,18 @@ def test_reserved_regions_of_the_firmware_come_on_top_of_the_iommus(load):
     )
 
 
+def test_the_iommu_of_amd_has_its_own_name_and_holes(load):
+    made = load(EDU + '[iommu]\nkind = "amd"')
+    assert list(lookup(made.root, "sys/class/iommu").entries) == ["ivhd0"]
+    link = lookup(made.root, "sys/devices/pci0000:00/0000:00:01.0/iommu")
+    assert link.target.endswith("/iommu/ivhd0")
+    # As /sys of the oracle's guest shows them.
+    assert lookup(made.root, "sys/kernel/iommu_groups/0/reserved_regions").read() == (
+        b"0x00000000fee00000 0x00000000feefffff msi\n"
+        b"0x000000fd00000000 0x000000ffffffffff reserved\n"
+    )
+
+
 def test_test_ops_are_off_unless_switched_on(load):
     assert not lookup(machine.load(None).root, "dev/iommu").open(0).test_ops
     assert lookup(load("[iommufd]\ntest = true\n").root, "dev/iommu").open(0).test_ops
