@@ -18,7 +18,6 @@ from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
 
-
 log = structlog.get_logger(__name__)
 
 
