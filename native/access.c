@@ -131,9 +131,10 @@ static int check_pin(const struct area *area, uint64_t iova, uint64_t last, uint
   if (area->prevent_access || area_byte(area, iova) % PAGE_SIZE ||
       (area->node.last < last && end_byte % PAGE_SIZE != PAGE_SIZE - 1))
     return -EINVAL;
-  if (prot & IOFS_WRITE)
-    return area->prot & IOFS_WRITE && area->pages->writable ? 0 : -EPERM;
-  return area->prot & IOFS_READ ? 0 : -EPERM;
+  if (!(area->prot & (prot & IOFS_WRITE ? IOFS_WRITE : IOFS_READ)) ||
+      (prot & IOFS_WRITE && !area->pages->writable))
+    return -EPERM;
+  return area->pages->kind == PAGES_DMABUF ? -EINVAL : 0;
 }
 
 static void unpin_range(const struct iofs_access *access, uint64_t iova, uint64_t last) {
@@ -257,6 +258,8 @@ static int collect(struct iofs_access *access, uint64_t iova, uint64_t last, int
     return -EINVAL;
   if (!(area->prot & (write ? IOFS_WRITE : IOFS_READ)) || (write && !area->pages->writable))
     return -EPERM;
+  if (area->pages->kind == PAGES_DMABUF)
+    return -EINVAL;
   *length = min_u64(last, area->node.last) - iova + 1;
   return pages_collect(area->pages, area_byte(area, iova), *length, list);
 }

@@ -63,6 +63,8 @@ static int map(const struct iofs_iopt *iopt, struct iofs_domain *domain, const s
     return -EINVAL;
   if (iopt->no_huge_pages)
     sizes &= 2 * PAGE_SIZE - 1;
+  if (area->pages->revoked)
+    return 0;
   pthread_rwlock_wrlock(&domain->lock);
   int err = pt_map(&domain->pt, area->node.start, pages_phys(area->pages, area->start_byte),
                    area_length(area), area->prot, sizes);
@@ -120,6 +122,20 @@ void iopt_unfill_area(struct iofs_iopt *iopt, struct area *area) {
   for (size_t i = 0; i < iopt->n_domains; i++)
     unmap(iopt->domains[i], area);
   release(area);
+}
+
+void iofs_iopt_revoke(struct iofs_iopt *iopt, uint64_t name) {
+  pthread_mutex_lock(&iopt->lock);
+  struct itree_node *node = itree_first(&iopt->areas);
+  for (; node; node = itree_next(node)) {
+    struct area *area = area_of(node);
+    if (area->pages->kind != PAGES_DMABUF || area->pages->dmabuf != name)
+      continue;
+    area->pages->revoked = 1;
+    for (size_t i = 0; i < iopt->n_domains; i++)
+      unmap(iopt->domains[i], area);
+  }
+  pthread_mutex_unlock(&iopt->lock);
 }
 
 /* ---- all areas, one domain ------------------------------------------------------------------- */

@@ -106,6 +106,16 @@ int iofs_iopt_map_file(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct 
                        uint64_t *iova);
 
 /*
+ * The same for a stand-in of a dma-buf, a memory file that has a name: EINVAL if it is shorter. Its
+ * memory is charged to nobody and not for accesses (EINVAL). Revoke: all of it leaves the page
+ * tables of this iopt and does not come back, but for what is mapped anew.
+ */
+int iofs_iopt_map_dmabuf(struct iofs_iopt *iopt, struct iofs_mm *mm, int fd, uint64_t name,
+                         uint64_t start, uint64_t length, uint32_t prot, int fixed,
+                         uint64_t *iova);
+void iofs_iopt_revoke(struct iofs_iopt *iopt, uint64_t name);
+
+/*
  * Copy, in the two halves between which IOAS_COPY looks up its destination: first the pieces of
  * pages behind [iova, iova + length) (EINVAL length 0, EOVERFLOW, ENOENT), which the list keeps
  * alive; then their mapping elsewhere, with the errors of a map from the alignment of length on

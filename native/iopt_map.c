@@ -128,6 +128,28 @@ int iofs_iopt_map_file(struct iofs_iopt *iopt, struct iofs_mm *mm, const struct 
   return err ? err : map_new_pages(iopt, pages, start, length, prot, fixed, iova);
 }
 
+int iofs_iopt_map_dmabuf(struct iofs_iopt *iopt, struct iofs_mm *mm, int fd, uint64_t name,
+                         uint64_t start, uint64_t length, uint32_t prot, int fixed,
+                         uint64_t *iova) {
+  static const struct iofs_charge nobody = {IOFS_CHARGE_NONE, 0, 0};
+  struct pages *pages;
+  uint64_t end;
+  if (!length)
+    return -EINVAL;
+  if (__builtin_add_overflow(start, length, &end))
+    return -EOVERFLOW;
+  int err = pages_new_file(mm, &nobody, fd, start, length, !!(prot & IOFS_WRITE), &pages);
+  if (err)
+    return err;
+  if (!pages->file || end > memfile_size(pages->file)) {
+    pages_put(pages);
+    return -EINVAL;
+  }
+  pages->kind = PAGES_DMABUF;
+  pages->dmabuf = name;
+  return map_new_pages(iopt, pages, start, length, prot, fixed, iova);
+}
+
 /* ---- copy ------------------------------------------------------------------------------------ */
 
 /* How many areas cover [iova, last] without a hole; 0: they do not. */

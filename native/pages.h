@@ -18,6 +18,7 @@ enum pages_kind {
   PAGES_USER,
   PAGES_FILE,
   PAGES_OTHER_FILE, /* a file that is not memory: pinning it is EINVAL */
+  PAGES_DMABUF,     /* a device's memory, as a file; it may withdraw it */
 };
 
 struct pins;
@@ -27,9 +28,11 @@ struct pages {
   uint8_t kind; /* enum pages_kind */
   uint8_t writable;
   uint8_t charge_mode;
+  uint8_t revoked;      /* PAGES_DMABUF: no device reaches it any more */
   uint8_t marked; /* of iofs_iopts_change_process() */
   struct iofs_mm *mm;
-  struct memfile *file; /* PAGES_FILE */
+  struct memfile *file; /* PAGES_FILE, PAGES_DMABUF */
+  uint64_t dmabuf;      /* which one, see iofs_iopt_revoke() */
   uint64_t base;        /* of page 0: address in the client, or offset in the file */
   uint64_t n_pages;
   uint32_t uid;  /* whom to charge, see struct iofs_charge */

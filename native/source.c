@@ -61,7 +61,7 @@ static int find_file(const struct pages *pages, uint64_t first, uint64_t last,
                      struct segment_list *list) {
   uint64_t offset = pages->base + (first << PAGE_LG2);
   uint64_t length = (last - first + 1) << PAGE_LG2, size;
-  if (pages->kind != PAGES_FILE)
+  if (pages->kind != PAGES_FILE && pages->kind != PAGES_DMABUF)
     return -EINVAL;
   /* memfd_pin_folios(): the last byte must be inside the file, to the byte. */
   size = memfile_size(pages->file);

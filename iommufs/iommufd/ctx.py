@@ -101,6 +101,11 @@ def destroy(ucmd: Ucmd) -> None:
     ucmd.file.objects.destroy(ucmd.cmd.id)
 
 
+def live() -> list[Ctx]:
+    """All contexts."""
+    return list(_live)
+
+
 def statistics() -> dict[str, Any]:
     """What lives now: contexts, their objects by type, and the counters of the native core."""
     objects: Counter[str] = Counter()

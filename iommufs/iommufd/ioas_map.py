@@ -10,6 +10,7 @@ from typing import Any
 from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
+from iommufs.iommufd.dmabuf import Dmabuf, find_dmabuf
 from iommufs.iommufd.ioas import U64_MAX, Ioas
 from iommufs.ucmd import Ucmd
 
@@ -79,6 +80,7 @@ async def ioas_map_file(ucmd: Ucmd) -> None:
     In:     fd, start, length  which part; not checked before it has to be pinned
             iova               as in IOAS_MAP
     Errors: as IOAS_MAP, and  EBADF  the file is not open
+            of a dma-buf: EINVAL  it is shorter     ENODEV  it is revoked
     After:  the mapping holds the file; the fd may be closed.
     Source: iommufd_ioas_map_file()
     """
@@ -92,15 +94,37 @@ async def ioas_map_file(ucmd: Ucmd) -> None:
         if cmd.start + cmd.length - 1 > U64_MAX:
             raise UapiError(errno.EOVERFLOW, "the part of the file passes 2**64 - 1")
         iova = _iova_out(cmd.iova)
-        fd = ucmd.caller.get_fd(cmd.fd)
-        try:
-            source = *ctx.source(ucmd.caller), fd, cmd.start, cmd.length
-            result = lib.iofs_iopt_map_file(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
-            check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a file")
-        finally:
-            os.close(fd)
+        dmabuf = find_dmabuf(ctx, ucmd.caller, cmd.fd)
+        if dmabuf is not None:
+            _map_dmabuf(ucmd, ioas, dmabuf, prot, iova)
+        else:
+            _map_file(ucmd, ioas, prot, iova)
         cmd.iova = iova[0]
         await ucmd.respond()
+
+
+def _map_file(ucmd: Ucmd, ioas: Ioas, prot: int, iova: Any) -> None:
+    cmd = ucmd.cmd
+    fd = ucmd.caller.get_fd(cmd.fd)
+    try:
+        source = *ucmd.file.source(ucmd.caller), fd, cmd.start, cmd.length
+        result = lib.iofs_iopt_map_file(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
+        check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a file")
+    finally:
+        os.close(fd)
+
+
+def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) -> None:
+    """Source: iopt_alloc_dmabuf_pages()"""
+    cmd = ucmd.cmd
+    if cmd.start + cmd.length > dmabuf.length:
+        raise UapiError(errno.EINVAL, f"a dma-buf of {dmabuf.length} bytes")
+    if dmabuf.revoked:
+        raise UapiError(errno.ENODEV, "the dma-buf is revoked")
+    mm, _ = ucmd.file.source(ucmd.caller)
+    source = mm, dmabuf.memory_fd, dmabuf.name, cmd.start, cmd.length
+    result = lib.iofs_iopt_map_dmabuf(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
+    check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a dma-buf")
 
 
 async def ioas_copy(ucmd: Ucmd) -> None:

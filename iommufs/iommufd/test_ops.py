@@ -5,7 +5,7 @@ import inspect
 
 from iommufs import uapi
 from iommufs.errors import UapiError
-from iommufs.iommufd import selftest_access, selftest_devices, selftest_pages
+from iommufs.iommufd import dmabuf, selftest_access, selftest_devices, selftest_pages
 from iommufs.ucmd import Ucmd
 
 _OPS = {
@@ -30,6 +30,8 @@ _OPS = {
     uapi.IOMMU_TEST_OP_PASID_REPLACE: selftest_devices.pasid_replace,
     uapi.IOMMU_TEST_OP_PASID_DETACH: selftest_devices.pasid_detach,
     uapi.IOMMU_TEST_OP_PASID_CHECK_HWPT: selftest_devices.pasid_check_hwpt,
+    uapi.IOMMU_TEST_OP_DMABUF_GET: dmabuf.dmabuf_get,
+    uapi.IOMMU_TEST_OP_DMABUF_REVOKE: dmabuf.dmabuf_revoke,
 }
 
 

@@ -251,9 +251,7 @@ class ProcessClient(Client):
 
     def resolve(self, caller: Caller, fd: int) -> Any:
         """As OpenFiles: our open file behind a descriptor."""
-        if fd not in self.descriptors:
-            raise UapiError(errno.EBADF, f"no descriptor {fd}")
-        return self.descriptors[fd]
+        return self.descriptors.get(fd)
 
     async def close_all(self) -> None:
         for fd in list(self.descriptors):
