@@ -366,6 +366,60 @@ static void test_random_sequences(void) {
   end();
 }
 
+static void test_dirty_ranges(void) {
+  struct iofs_domain_config config = {0, G1 - 1, K4, IOFS_PT_MOCK};
+  struct iofs_domain *domain;
+  struct iofs_range out[2];
+  struct iofs_dma_fault fault;
+  begin();
+  CHECK_EQ(iofs_domain_new(&config, &domain), 0);
+  CHECK_EQ(iofs_iopt_add_domain(iopt, domain), 0);
+  CHECK_EQ(map_at(memory, 8 * K4, 0), 0);
+  CHECK_EQ(map_at(memory, K4, 9 * K4), 0);
+  CHECK_EQ(iofs_dma_write(domain, 0, "x", 1, &fault), 0);
+  iofs_domain_set_dirty_tracking(domain, 1);
+  CHECK_EQ(iofs_dma_write(domain, 2 * K4 - 1, "xy", 2, &fault), 0);
+  CHECK_EQ(iofs_dma_read(domain, 0, (char[1]){0}, 1, &fault), 0);
+  /* Pages 4, 6 and 9 from 0 on: 9 is behind the hole. */
+  CHECK_EQ(iofs_domain_mark_dirty(domain, 0, K4, (uint8_t[]){0x50, 0x02}, 16), 3);
+  uint64_t at = 0;
+  CHECK_EQ(iofs_domain_read_dirty(domain, &at, 16 * K4 - 1, 1, out, 2), 2);
+  CHECK(out[0].start == K4 && out[0].last == 3 * K4 - 1);
+  CHECK(out[1].start == 4 * K4 && out[1].last == 5 * K4 - 1);
+  CHECK_EQ(at, 6 * K4);
+  CHECK_EQ(iofs_domain_read_dirty(domain, &at, 16 * K4 - 1, 0, out, 2), 1);
+  CHECK(out[0].start == 6 * K4 && out[0].last == 7 * K4 - 1);
+  CHECK_EQ(at, 0);
+  CHECK_EQ(iofs_domain_read_dirty(domain, &at, 5 * K4 - 1, 0, out, 2), 0);
+  unmap_all();
+  iofs_iopt_remove_domain(iopt, domain);
+  iofs_domain_put(domain);
+  end();
+}
+
+static void test_pages_have_an_identity(void) {
+  struct iofs_domain *domain = usual_domain();
+  begin();
+  uint64_t address = (uintptr_t)memory;
+  CHECK_EQ(iofs_check_pins(mm, address, 16 * K4, 0), 0);
+  CHECK_EQ(iofs_iopt_add_domain(iopt, domain), 0);
+  CHECK_EQ(map_at(memory, 4 * K4, 0), 0);
+  CHECK_EQ(map_at(memory + 2 * K4, K4, 8 * K4), 0);
+  CHECK_EQ(iofs_domain_check_map(domain, 0, 4 * K4, mm, address), 0);
+  CHECK_EQ(iofs_domain_check_map(domain, 8 * K4, K4, mm, address + 2 * K4), 0);
+  CHECK_EQ(iofs_domain_check_map(domain, 8 * K4, K4, mm, address), -EINVAL);
+  CHECK_EQ(iofs_domain_check_map(domain, 4 * K4, K4, mm, address), -EINVAL);
+  CHECK_EQ(iofs_domain_check_map(domain, 0, K4, mm, 0), -EFAULT);
+  CHECK_EQ(iofs_check_pins(mm, address, 2 * K4, 1), 0);
+  CHECK_EQ(iofs_check_pins(mm, address + 2 * K4, K4, 2), 0);
+  CHECK_EQ(iofs_check_pins(mm, address, 3 * K4, 1), -EIO);
+  CHECK_EQ(iofs_check_pins(mm, 0, K4, 0), -EFAULT);
+  unmap_all();
+  iofs_iopt_remove_domain(iopt, domain);
+  iofs_domain_put(domain);
+  end();
+}
+
 int main(int argc, char **argv) {
   seed = test_seed(argc, argv);
   CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
@@ -381,6 +435,8 @@ int main(int argc, char **argv) {
   RUN(test_cut_under_a_domain);
   RUN(test_no_memory_leaves_no_trace);
   RUN(test_random_sequences);
+  RUN(test_dirty_ranges);
+  RUN(test_pages_have_an_identity);
   iofs_mm_put(mm);
   return 0;
 }

@@ -155,6 +155,45 @@ static void test_entries_of_amd(void) {
   pt_destroy(&pt);
 }
 
+#define K2 (1ull << 11)
+#define EVERY (~0ull << 11 & LAST48)
+
+/* The mock's format: any power of two, each as equal entries side by side. */
+static void test_leaves_of_every_size(void) {
+  struct pt pt;
+  struct pt_leaf leaf;
+  CHECK_EQ(pt_init(&pt, &pt_mock, EVERY, (1ull << 31) - 1), 0);
+  CHECK_EQ(pt_map(&pt, M2 - 3 * K2, G1 + M2 - 3 * K2, 8 * K2, IOFS_READ, EVERY), 0);
+  CHECK(pt_find(&pt, M2 - 3 * K2, &leaf) && leaf.length == K2);
+  CHECK(pt_find(&pt, M2 - 1, &leaf) && leaf.length == 1 && leaf.phys == G1 + M2 - 1);
+  CHECK(pt_find(&pt, M2 - 2 * K2 + 7, &leaf) && leaf.length == 2 * K2 - 7);
+  CHECK(pt_find(&pt, M2 + K2, &leaf) && leaf.length == 3 * K2 && leaf.phys == G1 + M2 + K2);
+  CHECK(pt_find(&pt, M2 + 4 * K2, &leaf) && leaf.length == K2 && leaf.prot == IOFS_READ);
+  CHECK(!pt_find(&pt, M2 + 5 * K2, &leaf));
+  pt_unmap(&pt, M2 - 3 * K2, 8 * K2);
+  CHECK(!pt_find(&pt, M2 + K2, &leaf));
+  CHECK_EQ(pt.n_bytes, 4096);
+  pt_destroy(&pt);
+}
+
+static void test_dirty_bits(void) {
+  struct pt pt;
+  CHECK_EQ(pt_init(&pt, &pt_mock, EVERY, (1ull << 31) - 1), 0);
+  CHECK_EQ(pt_map(&pt, 0, 0, 2 * K4, IOFS_WRITE, K2 | K4), 0);
+  for (int i = 0; i < 4; i++) { /* through whichever entry of the leaf */
+    pt_set_dirty(&pt, i * K2);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4, 0), 1);
+    CHECK_EQ(pt_read_dirty(&pt, (1 - i / 2) * K4, 0), 0);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4 + K2, 1), 1);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4, 0), 0);
+  }
+  pt_set_dirty(&pt, 0);
+  pt_set_dirty(&pt, G1); /* nothing is mapped there */
+  pt_clean(&pt);
+  CHECK_EQ(pt_read_dirty(&pt, 0, 0), 0);
+  pt_destroy(&pt);
+}
+
 int main(int argc, char **argv) {
   const struct pt_format *const formats[] = {&pt_vtd, &pt_amd};
   seed = test_seed(argc, argv);
@@ -167,5 +206,7 @@ int main(int argc, char **argv) {
     RUN(test_random_maps);
   }
   RUN(test_entries_of_amd);
+  RUN(test_leaves_of_every_size);
+  RUN(test_dirty_bits);
   return 0;
 }

@@ -8,6 +8,7 @@ written once.
 import contextlib
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import threading
@@ -197,7 +198,7 @@ class ProcessFd:
     def __init__(self, client: "ProcessClient", open_file: Any) -> None:
         self._client = client
         self._file = open_file
-        self.number = 100 + len(client.descriptors)
+        self.number = next(fd for fd in itertools.count(100) if fd not in client.descriptors)
 
     def __enter__(self) -> "ProcessFd":
         return self

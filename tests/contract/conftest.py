@@ -6,6 +6,7 @@ import pytest
 
 from iommufs.iommufd.ctx import statistics
 from tests.contract.client import PAGE, Memory, ProcessClient
+from tests.contract.mock import Mock
 from tests.contract.mount_client import MountClient, MountServer
 from tests.contract.vfio_client import VfioClient
 
@@ -89,3 +90,13 @@ def read_only_page():
     yield make
     for memory in pages:
         memory.free()
+
+
+@pytest.fixture(params=["prefetched", "unread"])
+async def mock(request):
+    """An iommufd with the mock IOMMU; after the test nothing that it made is left."""
+    before = statistics()
+    client = ProcessClient(prefetch=request.param == "prefetched", test_ops=True)
+    yield Mock(client, await client.open())
+    await client.close_all()
+    assert statistics() == before, "something is left"
