@@ -28,6 +28,7 @@ from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.iommufd.ctx import statistics
 from iommufs.iommufd.hwpt import HwptPaging
+from iommufs.iommufd.ioas import Ioas
 from tests.contract.client import ProcessClient
 from tests.contract.mount_client import MountClient, MountServer
 from tests.property import model
@@ -222,7 +223,7 @@ PAGES = st.sampled_from([n * PAGE for n in range(1, 7)])
 LENGTHS = st.sampled_from(
     [n * PAGE for n in range(1, 7)] * 12
     + [n * PAGE - odd for n in (1, 3) for odd in ODD]
-    + [0, 1, 16, 24 * PAGE, 2**40, 2**63, U64_MAX - PAGE, U64_MAX]
+    + [0, 1, 1, 1, 16, 24 * PAGE, 2**40, 2**63, U64_MAX - PAGE, U64_MAX]
 )
 ADDRESSES = st.sampled_from(
     [MEMORY + page * PAGE for page in range(N_PAGES)] * 4
@@ -234,13 +235,16 @@ POSITIONS = st.sampled_from(
 )
 PROTS = st.sampled_from([READ | WRITE] * 6 + [READ, READ, WRITE, WRITE, 0])
 FLAGS = st.builds(lambda prot, fixed: prot | fixed, PROTS, st.sampled_from([0, FIXED, FIXED]))
-RANGES = st.lists(
-    st.builds(lambda start, length: (start, min(start + length, U64_MAX)), PLACES, LENGTHS),
-    max_size=3,
-)
+RANGES = st.one_of(
+    st.lists(
+        st.builds(lambda a, length: (a, min(a + length - 1, U64_MAX)), PLACES, LENGTHS), max_size=3
+    ),
+    # Neighbours, which are as good as one range.
+    st.builds(lambda a, b, c: [(a + b, a + b + c - 1), (a, a + b - 1)], PLACES, PAGES, PAGES),
+).map(lambda ranges: [r for r in ranges if 0 <= r[1] <= U64_MAX])
 IDS = st.integers(0, 15)
 DEVICES = st.integers(0, 1)
-ENDS = st.sampled_from([0] * 8 + [PAGE, -PAGE, 2 * PAGE, 1, -1])
+ENDS = st.sampled_from([0] * 4 + [PAGE, -PAGE, -PAGE, 2 * PAGE, -2 * PAGE, 1, -1])
 
 
 class Machine(RuleBasedStateMachine):
@@ -301,24 +305,29 @@ class Machine(RuleBasedStateMachine):
         return (*ids, ids[0] + 1)[i % (len(ids) + 1)] if i < 15 else ids[0] + 1
 
     def near(self, ioas, k, before, after):
-        """IOVA and length of an area, each end moved a little."""
+        """IOVA and length of an area, or of its first byte, each end moved a little."""
         areas = ioas.areas if isinstance(ioas, model.Ioas) else []
         if not areas:
             return PAGE, PAGE
         area = areas[k % len(areas)]
         start = max(area.start + before, 0)
-        return start, max(min(area.last + after, U64_MAX) - start + 1, 0) % 2**64
+        last = min((area.start if k > 13 else area.last) + after, U64_MAX)
+        return start, max(last - start + 1, 0) % 2**64
 
     def id_of_device(self, i):
         return self.model.id_of(self.devices[i][0])
 
     # ---- rules
 
-    @initialize()
-    def begin(self):
+    @initialize(kind=st.sampled_from([1, 3]), device=DEVICES, attached=st.booleans())
+    def begin(self, kind, device, attached):
+        """Two address spaces; the first one for the calls of VFIO, of either version."""
         for _ in range(2):
             self.both("ioas_alloc")
         self.both("vfio_set", 3)
+        self.both("set_iommu", kind)
+        if attached:
+            self.both("attach", 3, device=device)
 
     @precondition(lambda self: len(self.model.ioases()) < 2)
     @rule()
@@ -438,6 +447,14 @@ class ProcessMachine(Machine):
         assert now["areas"] - old["areas"] == len(areas)
         assert now["pages"] - old["pages"] == len({id(area.source) for area in areas})
         assert now["pinned_pages"] - old["pinned_pages"] == self.model.n_pinned()
+
+    @invariant()
+    def reserved_ranges(self):
+        for number, ioas in self.model.objects.items():
+            if isinstance(ioas, model.Ioas):
+                real = self.real.file.objects.find(number, Ioas)
+                assert real.holes() == list(model.gaps(0, U64_MAX, ioas.reserved))
+                assert lib.iofs_iopt_alignment(real.iopt) == ioas.alignment
 
     @precondition(lambda self: any(device.hwpt for device, _ in self.devices))
     @rule(device=DEVICES, iova=PLACES, length=PAGES)
