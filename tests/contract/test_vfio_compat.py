@@ -444,3 +444,35 @@ async def test_small_pages_after_a_page_table_do_not_help_it(client, file, memor
     await option(client, file, HUGE_PAGES, SET, 1, object_id=ioas)
     with refused("ENOENT"):
         await dma_unmap(client, file, 0x12000, PAGE)
+
+
+WHOLE = {0x10000: 4, 0x14000: 4, 0x20000: 4}
+
+
+@pytest.mark.parametrize(
+    ("iova", "size", "error", "written", "left"),
+    [
+        # It is split even where nothing is unmapped then.
+        (0x11000, 0, "EINVAL", 0, {0x10000: 1, 0x11000: 3, 0x14000: 4, 0x20000: 4}),
+        (0x11FFF, 1, "EINVAL", 1, {0x10000: 2, 0x12000: 2, 0x14000: 4, 0x20000: 4}),
+        (
+            *(0x12000, U64_MAX - PAGE + 1, "EOVERFLOW", 0),
+            {0x10000: 1, 0x11000: 1, 0x12000: 2, 0x14000: 4, 0x20000: 4},
+        ),
+        # The first and the last byte of a mapping are no places to split at, and no error.
+        (0x10000, 1, "ENOENT", 0, WHOLE),
+        (0x10001, 4 * PAGE - 1, "ENOENT", 0, WHOLE),
+        (0x13FFF, 1, "EINVAL", 1, WHOLE),
+        (0x10000, 4 * PAGE + 1, "ENOENT", 4 * PAGE, {0x14000: 4, 0x20000: 4}),
+        (0x00FFF, 0x10001, "", PAGE, {0x11000: 3, 0x14000: 4, 0x20000: 4}),
+        (1, U64_MAX, "", 12 * PAGE, {}),
+    ],
+)
+async def test_what_version_1_leaves(client, file, version, iova, size, error, written, left):
+    if version == V2:
+        return
+    ioas = await vfio_ioas(client, file, uapi.IOMMU_VFIO_IOAS_GET)
+    assert await try_unmap(client, file, iova, size) == (error, written)
+    for start, pages in left.items():
+        assert await client.unmap(file, ioas, start, pages * PAGE) == pages * PAGE
+    assert await client.unmap(file, ioas, 0, U64_MAX) == 0
