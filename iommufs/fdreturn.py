@@ -76,12 +76,17 @@ class FdReturner:
     async def _answer(self, listener: int, notice: Any) -> None:
         caller = NotifiedCaller(self, listener, notice)
         file = self._file_of(caller, notice.fd)
-        if file is None or not await may_return_fd(caller, notice.cmd, notice.arg):
+        if file is None:
             lib.iofs_notice_continue(listener, notice.id)
             return
-        await _releases_done()
-        result = await result_of(file, caller, notice.cmd, notice.arg, compat=bool(notice.compat))
-        lib.iofs_notice_answer(listener, notice.id, result)
+        with self._files.hold(file):  # another thread of the client may close it
+            if not await may_return_fd(caller, notice.cmd, notice.arg):
+                lib.iofs_notice_continue(listener, notice.id)
+                return
+            await _releases_done()
+            request = (caller, notice.cmd, notice.arg)
+            result = await result_of(file, *request, compat=bool(notice.compat))
+            lib.iofs_notice_answer(listener, notice.id, result)
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
         try:

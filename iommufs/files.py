@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from iommufs._native import ffi, lib
@@ -22,6 +25,8 @@ class OpenFiles:
     def __init__(self) -> None:
         self._files: dict[int, Any] = {}
         self._numbers = itertools.count(1)
+        self._holds: Counter[Any] = Counter()
+        self._closed: set[Any] = set()  # of those held
 
     def __len__(self) -> int:
         return len(self._files)
@@ -39,10 +44,35 @@ class OpenFiles:
         return fh
 
     def remove(self, fh: int) -> Any:
-        """Forget a file and return it, to be released."""
+        """Forget a file and return it; the caller releases it."""
         open_file = self[fh]
         del self._files[fh]
         return open_file
+
+    @contextmanager
+    def hold(self, open_file: Any) -> Iterator[None]:
+        """Keep a file from its release while a call works with it that the kernel does not know of.
+
+        The ioctls that come through FUSE need no such thing: the kernel holds their file.
+        """
+        self._holds[open_file] += 1
+        try:
+            yield
+        finally:
+            self._holds[open_file] -= 1
+            if not self._holds[open_file]:
+                del self._holds[open_file]
+                if open_file in self._closed:
+                    self._closed.remove(open_file)
+                    open_file.release()
+
+    def close(self, fh: int) -> None:
+        """Forget a file and release it, as soon as nobody holds it."""
+        open_file = self.remove(fh)
+        if open_file in self._holds:
+            self._closed.add(open_file)
+        else:
+            open_file.release()
 
     def remove_all(self) -> list[Any]:
         """Forget all files and return them, the newest first."""

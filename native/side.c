@@ -1,11 +1,11 @@
 /*
- * A thread for requests to our own mount.
+ * Threads for requests to our own mount.
  *
  * A thread that waits for a FUSE answer cannot be killed, and a process keeps its descriptors until
  * its last thread is gone. Were one of our ordinary threads killed while it waits for ourselves,
- * /dev/fuse would stay open, nobody would answer, and all would hang for good. This thread has a
- * table of descriptors of its own, without /dev/fuse: when the others are gone the device closes,
- * the wait ends. Descriptors that it opens for others travel over a socket.
+ * /dev/fuse would stay open, nobody would answer, and all would hang for good. Each of these threads
+ * has a table of descriptors of its own, without /dev/fuse: when the others are gone the device
+ * closes, the wait ends. Descriptors that one opens for others travel over a socket.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,21 +25,34 @@
 
 enum { IDLE, ASKED, ANSWERED };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the states and the question */
-static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* one question at a time */
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static pthread_t thread;
-static int running, ending, state, sockets[2] = {-1, -1};
-
-static struct {
+struct question {
   const char *path; /* to open, else: */
   int tid, fd;      /* whose descriptor is meant */
   dev_t device;
   uint64_t fh;
   int result;
-} question;
+};
 
-static int send_fd(int fd) {
+struct side {
+  pthread_mutex_t lock; /* of all below but the sockets */
+  pthread_mutex_t busy; /* one question at a time */
+  pthread_cond_t changed;
+  pthread_t thread;
+  int running, ending, state, sockets[2];
+  struct question question;
+};
+
+#define SIDE                                                                                       \
+  {.lock = PTHREAD_MUTEX_INITIALIZER,                                                              \
+   .busy = PTHREAD_MUTEX_INITIALIZER,                                                              \
+   .changed = PTHREAD_COND_INITIALIZER,                                                            \
+   .sockets = {-1, -1}}
+
+/* An open is answered by pyfuse3, and who runs pyfuse3 may be waiting for a descriptor to be
+ * identified, which readers answer alone: so these two never wait for one another. */
+static struct side opener = SIDE, identifier = SIDE;
+
+static int send_fd(const struct side *side, int fd) {
   char byte = 0;
   union {
     struct cmsghdr header;
@@ -50,10 +63,10 @@ static int send_fd(int fd) {
                            .msg_controllen = sizeof control};
   control.header = (struct cmsghdr){CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS};
   memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
-  return sendmsg(sockets[1], &message, 0) < 0 ? -errno : 0;
+  return sendmsg(side->sockets[1], &message, 0) < 0 ? -errno : 0;
 }
 
-static int receive_fd(void) {
+static int receive_fd(const struct side *side) {
   char byte;
   int fd = -EIO;
   union {
@@ -63,7 +76,7 @@ static int receive_fd(void) {
   struct iovec iov = {&byte, 1};
   struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
                            .msg_controllen = sizeof control};
-  if (recvmsg(sockets[0], &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) < 0)
+  if (recvmsg(side->sockets[0], &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) < 0)
     return -errno;
   if (!CMSG_FIRSTHDR(&message))
     return -EMFILE;
@@ -71,13 +84,28 @@ static int receive_fd(void) {
   return fd;
 }
 
-static int open_and_send(const char *path) {
+static int open_and_send(const struct side *side, const char *path) {
   int fd = open(path, O_RDWR | O_CLOEXEC);
   if (fd < 0)
     return -errno;
-  int r = send_fd(fd);
+  int r = send_fd(side, fd);
   close(fd);
   return r;
+}
+
+static void *close_one(void *fd) {
+  close((int)(intptr_t)fd);
+  return NULL;
+}
+
+/* close(2) asks the file system: one whose server never answers (FUSE, NFS) must not keep us. A new
+ * thread shares the table of descriptors of the one that makes it. */
+static void close_foreign(int fd) {
+  pthread_t closer;
+  if (pthread_create(&closer, NULL, close_one, (void *)(intptr_t)fd))
+    close_one((void *)(intptr_t)fd);
+  else
+    pthread_detach(closer);
 }
 
 static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
@@ -93,124 +121,142 @@ static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
     r = -ENOTTY;
   else if (ioctl(copy, IOFS_IDENTIFY, fh) < 0)
     r = -errno;
-  close(copy);
+  if (r == -ENOTTY)
+    close_foreign(copy);
+  else
+    close(copy);
   return r;
 }
 
-static void *serve(void *unused) {
+static int answer(const struct side *side, struct question *question) {
+  return question->path ? open_and_send(side, question->path)
+                        : identify(question->tid, question->fd, question->device, &question->fh);
+}
+
+/* With the lock held. */
+static void set_answer(struct side *side, int result) {
+  side->question.result = result;
+  side->state = ANSWERED;
+  pthread_cond_broadcast(&side->changed);
+}
+
+static void *serve(void *arg) {
+  struct side *side = arg;
   sigset_t all;
-  (void)unused;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, NULL);
   int r = unshare(CLONE_FILES) < 0 ? -errno : 0;
   const int has_own_table = !r;
   if (has_own_table) { /* keep the socket alone */
-    close_range(3, sockets[1] - 1, 0);
-    close_range(sockets[1] + 1, ~0u, 0);
+    close_range(3, side->sockets[1] - 1, 0);
+    close_range(side->sockets[1] + 1, ~0u, 0);
   }
-  pthread_mutex_lock(&lock);
-  question.result = r;
-  state = ANSWERED;
-  pthread_cond_broadcast(&changed);
+  pthread_mutex_lock(&side->lock);
+  set_answer(side, r);
   for (;;) {
-    while (state != ASKED && !ending)
-      pthread_cond_wait(&changed, &lock);
-    if (ending)
+    while (side->state != ASKED && !side->ending)
+      pthread_cond_wait(&side->changed, &side->lock);
+    if (side->ending)
       break;
-    pthread_mutex_unlock(&lock);
-    r = question.path ? open_and_send(question.path)
-                      : identify(question.tid, question.fd, question.device, &question.fh);
-    pthread_mutex_lock(&lock);
-    question.result = r;
-    state = ANSWERED;
-    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&side->lock);
+    r = answer(side, &side->question);
+    pthread_mutex_lock(&side->lock);
+    set_answer(side, r);
   }
-  if (state == ASKED) {
-    question.result = -ENOTCONN;
-    state = ANSWERED;
-    pthread_cond_broadcast(&changed);
-  }
-  running = 0;
-  pthread_mutex_unlock(&lock);
+  if (side->state == ASKED)
+    set_answer(side, -ENOTCONN);
+  side->running = 0;
+  pthread_mutex_unlock(&side->lock);
   if (has_own_table)
-    close(sockets[1]); /* the copy in it */
+    close(side->sockets[1]); /* the copy in it */
   return NULL;
 }
 
-/* With `lock` held. */
-static int wait_for_answer(void) {
-  while (state != ANSWERED)
-    pthread_cond_wait(&changed, &lock);
-  state = IDLE;
-  return question.result;
+/* With the lock held. */
+static int wait_for_answer(struct side *side) {
+  while (side->state != ANSWERED)
+    pthread_cond_wait(&side->changed, &side->lock);
+  side->state = IDLE;
+  return side->question.result;
+}
+
+static void stop(struct side *side) {
+  pthread_mutex_lock(&side->lock);
+  const int was_running = side->running && !side->ending;
+  side->ending = 1; /* it may be at a question, and answers that first */
+  pthread_cond_broadcast(&side->changed);
+  pthread_mutex_unlock(&side->lock);
+  if (was_running)
+    pthread_join(side->thread, NULL);
+  pthread_mutex_lock(&side->busy); /* whoever asked has taken the answer */
+  for (int i = 0; i < 2; i++) {
+    if (side->sockets[i] >= 0)
+      close(side->sockets[i]);
+    side->sockets[i] = -1;
+  }
+  pthread_mutex_unlock(&side->busy);
+}
+
+static int start(struct side *side) {
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, side->sockets) < 0)
+    return -errno;
+  side->state = IDLE;
+  side->ending = 0;
+  side->running = 1;
+  int r = -pthread_create(&side->thread, NULL, serve, side);
+  if (r) {
+    side->running = 0;
+  } else {
+    pthread_mutex_lock(&side->lock);
+    r = wait_for_answer(side);
+    pthread_mutex_unlock(&side->lock);
+  }
+  if (r)
+    stop(side);
+  return r;
 }
 
 int iofs_side_start(void) {
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0)
-    return -errno;
-  state = IDLE;
-  ending = 0;
-  running = 1;
-  int r = -pthread_create(&thread, NULL, serve, NULL);
-  if (r) {
-    running = 0;
-  } else {
-    pthread_mutex_lock(&lock);
-    r = wait_for_answer();
-    pthread_mutex_unlock(&lock);
-  }
-  if (r)
-    iofs_side_stop();
+  int r = start(&opener);
+  if (!r && (r = start(&identifier)))
+    stop(&opener);
   return r;
 }
 
 void iofs_side_stop(void) {
-  pthread_mutex_lock(&lock);
-  const int was_running = running && !ending;
-  ending = 1; /* it may be at a question, and answers that first */
-  pthread_cond_broadcast(&changed);
-  pthread_mutex_unlock(&lock);
-  if (was_running)
-    pthread_join(thread, NULL);
-  pthread_mutex_lock(&busy); /* whoever asked has taken the answer */
-  for (int i = 0; i < 2; i++) {
-    if (sockets[i] >= 0)
-      close(sockets[i]);
-    sockets[i] = -1;
-  }
-  pthread_mutex_unlock(&busy);
+  stop(&opener);
+  stop(&identifier);
 }
 
-static int ask(void) {
+/* With `busy` held. */
+static int ask(struct side *side) {
   int r = -ENOTCONN;
-  pthread_mutex_lock(&lock);
-  if (running && !ending) {
-    state = ASKED;
-    pthread_cond_broadcast(&changed);
-    r = wait_for_answer();
+  pthread_mutex_lock(&side->lock);
+  if (side->running && !side->ending) {
+    side->state = ASKED;
+    pthread_cond_broadcast(&side->changed);
+    r = wait_for_answer(side);
   }
-  pthread_mutex_unlock(&lock);
+  pthread_mutex_unlock(&side->lock);
   return r;
 }
 
 int iofs_transport_open(const char *path) {
-  pthread_mutex_lock(&busy);
-  question.path = path;
-  int r = ask();
+  pthread_mutex_lock(&opener.busy);
+  opener.question.path = path;
+  int r = ask(&opener);
   if (!r)
-    r = receive_fd();
-  pthread_mutex_unlock(&busy);
+    r = receive_fd(&opener);
+  pthread_mutex_unlock(&opener.busy);
   return r;
 }
 
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
-  pthread_mutex_lock(&busy);
-  question.path = NULL;
-  question.tid = tid;
-  question.fd = fd;
-  question.device = iofs_transport_device();
-  int r = ask();
-  *fh = question.fh;
-  pthread_mutex_unlock(&busy);
+  pthread_mutex_lock(&identifier.busy);
+  identifier.question = (struct question){
+      .path = NULL, .tid = tid, .fd = fd, .device = iofs_transport_device()};
+  int r = ask(&identifier);
+  *fh = identifier.question.fh;
+  pthread_mutex_unlock(&identifier.busy);
   return r;
 }

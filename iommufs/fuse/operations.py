@@ -101,6 +101,11 @@ def _handler(function: Callable) -> Callable:
     return handler
 
 
+def _is_ours(ctx: Any) -> bool:
+    """Whether a request comes from a thread of this process."""
+    return os.path.exists(f"/proc/self/task/{ctx.pid}")
+
+
 def _check_access(node: TextFile | BinaryFile, flags: int) -> None:
     """EACCES, even for root, for what the mode of an attribute gives nobody (kernfs_fop_open())."""
     access = flags & os.O_ACCMODE
@@ -118,10 +123,12 @@ class Operations(pyfuse3.Operations):
     def __init__(self, root: Dir, files: OpenFiles) -> None:
         super().__init__()
         self._files = files
-        self._nodes: list[Node] = [root, root]  # by inode number; 0 is none, 1 the root
+        self._nodes: dict[int, Node] = {pyfuse3.ROOT_INODE: root}
+        self._last_number = pyfuse3.ROOT_INODE
         self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
         self._backed: set[int] = set()
         self._published: dict[str, Any] = {}
+        self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
         self._given: dict[int, DeviceNode] = {}  # those of published files, by backing fd
         self._anonymous = Dir(mode=0o700)
         self._number(self._anonymous)
@@ -130,9 +137,21 @@ class Operations(pyfuse3.Operations):
     def _number(self, node: Node) -> int:
         number = self._numbers.get(node)
         if number is None:
-            number = self._numbers[node] = len(self._nodes)
-            self._nodes.append(node)
+            self._last_number += 1
+            number = self._numbers[node] = self._last_number
+            self._nodes[number] = node
         return number
+
+    def _forget(self, number: int | None) -> None:
+        """A node that can be reached no more; its number is never another's."""
+        if number is not None:
+            del self._numbers[self._nodes.pop(number)]
+
+    def _node(self, number: int) -> Node:
+        try:
+            return self._nodes[number]
+        except KeyError:
+            raise UapiError(errno.ESTALE, f"inode {number} is gone") from None
 
     def publish(self, token: str, open_file: Any) -> str:
         """The path, below the mount, whose next open gives exactly `open_file`.
@@ -155,6 +174,7 @@ class Operations(pyfuse3.Operations):
         """Take a published file back; whether it was there still: not opened."""
         if token not in self._published:
             return False
+        self._forget(self._numbers.get(self._anonymous.entries[token]))
         self._take(token, 0)
         return True
 
@@ -169,10 +189,13 @@ class Operations(pyfuse3.Operations):
                 return self._take(token, flags)
         raise UapiError(errno.ENOENT, "no such file is published")
 
+    def _is_anonymous(self, node: Node) -> bool:
+        return any(node is there for there in self._anonymous.entries.values())
+
     # ---- names and attributes
 
     def _attributes(self, number: int) -> pyfuse3.EntryAttributes:
-        node = self._nodes[number]
+        node = self._node(number)
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = number
         entry.generation = 0
@@ -213,7 +236,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode():
+        if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode() and _is_ours(ctx):
             return self._attributes(self._numbers[self._anonymous])
         node = self._directory(parent).entries.get(os.fsdecode(name))
         if node is None:
@@ -221,14 +244,14 @@ class Operations(pyfuse3.Operations):
         return self._attributes(self._number(node))
 
     def _directory(self, number: int) -> Dir:
-        node = self._nodes[number]
+        node = self._node(number)
         if not isinstance(node, Dir):
             raise UapiError(errno.ENOTDIR)
         return node
 
     @_handler
     async def readlink(self, inode: int, ctx: Any) -> bytes:
-        node = self._nodes[inode]
+        node = self._node(inode)
         if not isinstance(node, Link):
             raise UapiError(errno.EINVAL)
         return os.fsencode(node.target)
@@ -273,9 +296,13 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        node = self._nodes[inode]
+        node = self._node(inode)
+        passed_on = False
         match node:
             case DeviceNode():
+                passed_on = self._is_anonymous(node)
+                if passed_on and not _is_ours(ctx):
+                    raise UapiError(errno.EACCES, "a file of ours")
                 open_file = node.open(flags)
                 self._back(inode, node)
             case TextFile():
@@ -288,9 +315,10 @@ class Operations(pyfuse3.Operations):
                 raise UapiError(errno.EISDIR)
         # A device with regions has positions; what has none is a stream, as Linux' own files are.
         stream = isinstance(node, DeviceNode) and node.backing_fd is None
-        return pyfuse3.FileInfo(
-            fh=self._files.add(open_file), direct_io=True, keep_cache=False, nonseekable=stream
-        )
+        fh = self._files.add(open_file)
+        if passed_on:
+            self._anonymous_numbers[fh] = inode
+        return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=stream)
 
     def _back(self, inode: int, node: DeviceNode) -> None:
         """Tell the transport, at the first open, what an mmap of this node maps."""
@@ -318,7 +346,8 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def release(self, fh: int) -> None:
-        self._files.remove(fh).release()
+        self._files.close(fh)
+        self._forget(self._anonymous_numbers.pop(fh, None))
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -273,3 +273,19 @@ def test_unmounting_ends_an_open_of_our_own_that_nobody_serves(tmp_path):
     errors = {-errno.ENOTCONN, -errno.ECONNABORTED}
     assert result.stderr == ""
     assert {int(word) for word in result.stdout.strip("[]\n").split(",")} <= errors
+
+
+def test_threads_that_are_given_descriptors_at_once_do_not_wait_for_each_other(client):
+    """One call is looked up while the file of another is opened; both ask our own mount."""
+    assert client("""
+def alloc_many():
+    for _ in range(50):
+        os.close(ioctl(iommu, GET_DEVICE_FD))
+
+threads = [threading.Thread(target=alloc_many) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(ioctl(iommu, COUNT))
+""") == ["0"]

@@ -1,6 +1,7 @@
 """Clients that behave badly: the server says nothing, goes on serving, and nothing is left."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -68,3 +69,51 @@ def test_clients_killed_anywhere_leave_nothing(server):
             finish(client, kill=True)
         found = settled(server, before)
         assert found == before, f"seed {seed}: something is left: {json.dumps(found)}"
+
+
+CLOSES_ITS_IOMMUFD = """
+import ctypes, os, struct, threading
+libc = ctypes.CDLL(None, use_errno=True)
+iommu, over = os.open("/dev/iommu", os.O_RDWR), False
+
+def alloc():
+    global over
+    for _ in range(300):
+        data = ctypes.create_string_buffer(struct.pack("<IIII", 16, 0, 0, 0))
+        if libc.ioctl(iommu, ctypes.c_ulong(0x3B8E), data) == 0:
+            os.close(struct.unpack("<IIII", data.raw[:16])[3])
+    over = True
+
+def close():
+    while not over:
+        os.close(iommu)
+        os.open("/dev/iommu", os.O_RDWR)
+
+threads = [threading.Thread(target=work) for work in (alloc, alloc, close)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("over")
+"""
+
+
+def test_files_closed_during_their_own_call(tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "iommufs.cli",
+            "run",
+            "--",
+            sys.executable,
+            "-c",
+            CLOSES_ITS_IOMMUFD,
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
+    said = [line for line in result.stderr.splitlines() if "returns a file descriptor" not in line]
+    assert (result.returncode, result.stdout, said) == (0, "over\n", [])
