@@ -211,21 +211,23 @@ static void forward_watched(const struct fuse_in_header *in, size_t length) {
 
 /* ---- ioctls ---------------------------------------------------------------------------------- */
 
-static void add_reader(void) {
+/* Whether there is a reader, waiting or new, that goes on while this one waits for a client. */
+static int has_successor(void) {
   pthread_t thread;
   pthread_mutex_lock(&lock);
-  int grow = !n_waiting && n_readers < MAX_READERS;
+  int waiting = n_waiting > 0, grow = !waiting && n_readers < MAX_READERS;
   n_readers += grow;
   pthread_mutex_unlock(&lock);
   if (!grow)
-    return;
+    return waiting;
   if (!pthread_create(&thread, NULL, reader, NULL)) {
     pthread_detach(thread);
-    return;
+    return 1;
   }
   pthread_mutex_lock(&lock);
   n_readers--;
   pthread_mutex_unlock(&lock);
+  return 0;
 }
 
 static void take_turn(void) {
@@ -254,7 +256,10 @@ static void keep_ioctl(const struct fuse_in_header *in) {
     iofs_answer(in->unique, -ENOMEM, NULL, 0);
     return;
   }
-  add_reader();
+  if (!has_successor()) { /* the last one keeps out of clients' memory: Python's jobs read it */
+    iofs_ioctls_fetched(&ioctl);
+    return;
+  }
   pthread_mutex_unlock(&turn);
   /* Not into the next page, which Linux might never touch. */
   size_t length = 4096 - ioctl.arg % 4096;

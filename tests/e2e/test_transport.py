@@ -320,6 +320,33 @@ async def test_a_client_stuck_in_its_own_memory_stops_nobody_and_dies(mounted, w
     await mounted.machine.closed()
 
 
+async def test_a_client_with_more_stuck_threads_than_readers_stops_nobody(mounted):
+    """A reader for each of them up to a bound; the last one never goes into a client's memory."""
+    async with mounted.started(f"""
+        at, page, fd = stuck_page()
+        f, n = dev(), 300
+        threading.stack_size(65536)
+        threads = [
+            threading.Thread(target=raw_ioctl, args=(f, {ECHO}, at), daemon=True) for _ in range(n)
+        ]
+        for thread in threads:
+            thread.start()
+        def waits_for_us(thread):
+            with open(f"/proc/self/task/{{thread.native_id}}/wchan") as file:
+                return "request_wait_answer" in file.read()
+        while not all(waits_for_us(thread) for thread in threads):
+            time.sleep(0.01)
+        print("stuck", flush=True)
+        time.sleep(1000)
+    """) as stuck:
+        with trio.fail_after(30):
+            assert (await mounted.client(f"print(fcntl.ioctl(dev(), {COUNT}, 0))")) == ["2"]
+        stuck.kill()
+        with trio.fail_after(30):
+            await stuck.wait()
+    await mounted.machine.closed()
+
+
 async def test_killed_clients_leave_nothing(mounted):
     await mounted.client("os.close(dev())")  # the kernel has introduced itself by then
     await mounted.machine.closed()
