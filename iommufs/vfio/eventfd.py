@@ -62,9 +62,15 @@ class EventFd:
                     return
                 if writes.poll(0):
                     # The client may have taken it back: reading must not wait for the next one.
-                    with contextlib.suppress(BlockingIOError):
-                        os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+                    if self.take_count():
                         event()
+
+    def take_count(self) -> bool:
+        """Read the counter if it is not 0; whether it was not."""
+        with contextlib.suppress(BlockingIOError):
+            os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+            return True
+        return False
 
     def close(self) -> None:
         os.close(self.fd)

@@ -36,6 +36,7 @@ class IoEventFd:
 
     def close(self) -> None:
         self._stop()
+        self._eventfd.take_count()  # eventfd_ctx_remove_wait_queue()
         self._eventfd.close()
 
 

@@ -113,6 +113,7 @@ class Irqs:
     def remove_unmask(self) -> None:
         if self._unmask:
             self._stop_unmask()
+            self._unmask.take_count()  # eventfd_ctx_remove_wait_queue()
             self._unmask.close()
         self._unmask = self._stop_unmask = None
 

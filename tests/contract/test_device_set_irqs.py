@@ -270,6 +270,16 @@ async def test_an_unmask_eventfd_that_is_signalled_already_counts_once_and_is_le
     assert event(unmask) == 5
 
 
+async def test_taking_the_unmask_eventfd_away_empties_it(vfio, edu):
+    """Seen in the oracle, for IOEVENTFD too: eventfd_ctx_remove_wait_queue() reads the counter."""
+    e, unmask = vfio.eventfd(), vfio.eventfd()
+    await edu.irqs(TRIGGER | EVENTFD, data=fd_data(e))
+    os.eventfd_write(unmask, 5)
+    await edu.irqs(UNMASK | EVENTFD, data=fd_data(unmask))
+    await edu.irqs(UNMASK | EVENTFD, data=fd_data(-1))
+    assert event(unmask) == 0
+
+
 async def test_taking_the_unmask_eventfd_away_ends_its_task(vfio, edu):
     e, unmask = vfio.eventfd(), vfio.eventfd()
     await edu.irqs(TRIGGER | EVENTFD, data=fd_data(e))
