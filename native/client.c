@@ -4,15 +4,19 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "iommufs.h"
 #include "job.h"
+#include "transport.h"
 
 #ifndef PIDFD_THREAD
 #define PIDFD_THREAD O_EXCL /* Linux 6.9 */
@@ -81,4 +85,29 @@ int iofs_client_fd(int tid, int fd) {
     return -EBADF;
   }
   return copy;
+}
+
+static void *close_one(void *fd) {
+  close((int)(intptr_t)fd);
+  return NULL;
+}
+
+/* close(2) asks the file system. Our own answers by itself, and its RELEASE has to come in order;
+ * memory and the kernel's own files have none to ask; for others there is a thread, which shares
+ * the table of descriptors of the one that makes it. */
+void iofs_client_close(int fd) {
+  static const char anonymous[] = "anon_inode:"; /* what has a file system begins with a slash */
+  const ssize_t n = sizeof anonymous - 1;
+  char path[32], target[sizeof anonymous];
+  pthread_t closer;
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  int is_anonymous = readlink(path, target, n) == n && !memcmp(target, anonymous, n);
+  struct statx stx;
+  int is_ours = !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &stx) &&
+                makedev(stx.stx_dev_major, stx.stx_dev_minor) == iofs_transport_device();
+  if (is_ours || is_anonymous || fcntl(fd, F_GET_SEALS) >= 0 ||
+      pthread_create(&closer, NULL, close_one, (void *)(intptr_t)fd))
+    close(fd);
+  else
+    pthread_detach(closer);
 }

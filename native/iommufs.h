@@ -283,6 +283,8 @@ void iofs_job_free(struct iofs_job *job); /* a running job is freed by its threa
 /* A duplicate of file descriptor fd of the process that thread tid belongs to: EBADF, ESRCH, EPERM,
  * EMFILE. */
 int iofs_client_fd(int tid, int fd);
+/* Close such a duplicate without waiting for its file system, whose server may be the client. */
+void iofs_client_close(int fd);
 
 /* Add 1 to an eventfd without ever waiting, whatever its flags; a full counter stays full. */
 int iofs_eventfd_signal(int fd);

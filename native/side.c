@@ -93,21 +93,6 @@ static int open_and_send(const struct side *side, const char *path) {
   return r;
 }
 
-static void *close_one(void *fd) {
-  close((int)(intptr_t)fd);
-  return NULL;
-}
-
-/* close(2) asks the file system: one whose server never answers (FUSE, NFS) must not keep us. A new
- * thread shares the table of descriptors of the one that makes it. */
-static void close_foreign(int fd) {
-  pthread_t closer;
-  if (pthread_create(&closer, NULL, close_one, (void *)(intptr_t)fd))
-    close_one((void *)(intptr_t)fd);
-  else
-    pthread_detach(closer);
-}
-
 static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
   struct statx stx;
   int copy = iofs_client_fd(tid, fd);
@@ -122,7 +107,7 @@ static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
   else if (ioctl(copy, IOFS_IDENTIFY, fh) < 0)
     r = -errno;
   if (r == -ENOTTY)
-    close_foreign(copy);
+    iofs_client_close(copy);
   else
     close(copy);
   return r;

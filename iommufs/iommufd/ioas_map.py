@@ -4,7 +4,6 @@ The checks made here come before those of the native core, which are listed in n
 """
 
 import errno
-import os
 from typing import Any
 
 from iommufs import uapi
@@ -111,7 +110,7 @@ def _map_file(ucmd: Ucmd, ioas: Ioas, prot: int, iova: Any) -> None:
         result = lib.iofs_iopt_map_file(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
         check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a file")
     finally:
-        os.close(fd)
+        lib.iofs_client_close(fd)
 
 
 def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) -> None:

@@ -60,10 +60,9 @@ class EventFd:
                 except OSError:  # EINVAL of reverse_path_check(): more than 500 ways to wake us
                     _tell_of_paths()
                     return
-                if writes.poll(0):
-                    # The client may have taken it back: reading must not wait for the next one.
-                    if self.take_count():
-                        event()
+                # The client may have taken it back: reading must not wait for the next one.
+                if writes.poll(0) and self.take_count():
+                    event()
 
     def take_count(self) -> bool:
         """Read the counter if it is not 0; whether it was not."""
@@ -82,9 +81,9 @@ def take(caller: Caller, fd: int) -> EventFd:
     try:
         kind = os.readlink(f"/proc/self/fd/{duplicate}")
     except OSError:
-        os.close(duplicate)
+        lib.iofs_client_close(duplicate)
         raise
     if kind != "anon_inode:[eventfd]":
-        os.close(duplicate)
+        lib.iofs_client_close(duplicate)
         raise UapiError(errno.EINVAL, f"fd {fd} is {kind}, not an eventfd")
     return EventFd(duplicate)
