@@ -15,7 +15,6 @@ import structlog
 import trio
 
 from iommufs import sysfs, topology_file
-from iommufs._native import ffi, lib
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, place
@@ -23,6 +22,7 @@ from iommufs.iommu.amd import Amd
 from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd.ctx import Ctx
+from iommufs.iommufd.ctx import statistics as iommufd_statistics
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
 from iommufs.topology import Function, Topology, TopologyError
 from iommufs.vfio import reset, watch
@@ -178,11 +178,8 @@ class Machine:
 
     def statistics(self) -> dict[str, Any]:
         """Everything that clients make and that must go with them, and counters of each device."""
-        native = ffi.new("struct iofs_stats *")
-        lib.iofs_statistics(native)
-        fields = [name for name, _ in ffi.typeof("struct iofs_stats").fields]
         return {
-            "native": {name: getattr(native, name) for name in fields},
+            "iommufd": iommufd_statistics(),
             "files": len(self.files),
             "bound": [f"vfio{device.index}" for device in self.devices if device.bound],
             "open_groups": [number for number, group in self.vfio_groups.items() if group.opened],

@@ -236,7 +236,7 @@ def test_statistics_name_what_lives():
     after = made.statistics()
     assert after["owned_groups"] == [5]
     assert after["files"] == 1
-    assert after["native"] == before["native"]
+    assert after["iommufd"] == before["iommufd"]
     with pytest.raises(UapiError) as caught:
         made.groups[5].claim(object())
     assert caught.value.errno == errno.EPERM
