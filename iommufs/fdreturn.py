@@ -107,7 +107,7 @@ class FdReturner:
                 lib.iofs_transport_open, os.fsencode(path), abandon_on_cancel=True
             )
         finally:
-            if fd < 0 and self._operations.withdraw(token):
+            if fd < 0 and self._operations.withdraw(token, open_file):
                 open_file.release()
         return check(fd, "a descriptor of our own")
 

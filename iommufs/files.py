@@ -26,7 +26,7 @@ class OpenFiles:
         self._files: dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._holds: Counter[Any] = Counter()
-        self._closed: set[Any] = set()  # of those held
+        self._closed: Counter[Any] = Counter()  # how often, of those held
 
     def __len__(self) -> int:
         return len(self._files)
@@ -38,7 +38,7 @@ class OpenFiles:
             raise UapiError(errno.EBADF, f"no open file {fh}") from None
 
     def add(self, open_file: Any) -> int:
-        """A new number for a file."""
+        """A new number for a file, which may have others: it is released once for each."""
         fh = next(self._numbers)
         self._files[fh] = open_file
         return fh
@@ -62,15 +62,14 @@ class OpenFiles:
             self._holds[open_file] -= 1
             if not self._holds[open_file]:
                 del self._holds[open_file]
-                if open_file in self._closed:
-                    self._closed.remove(open_file)
+                for _ in range(self._closed.pop(open_file, 0)):
                     open_file.release()
 
     def close(self, fh: int) -> None:
         """Forget a file and release it, as soon as nobody holds it."""
         open_file = self.remove(fh)
         if open_file in self._holds:
-            self._closed.add(open_file)
+            self._closed[open_file] += 1
         else:
             open_file.release()
 

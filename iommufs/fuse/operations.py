@@ -129,7 +129,6 @@ class Operations(pyfuse3.Operations):
         self._backed: set[int] = set()
         self._published: dict[str, Any] = {}
         self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
-        self._given: dict[int, DeviceNode] = {}  # those of published files, by backing fd
         self._anonymous = Dir(mode=0o700)
         self._number(self._anonymous)
         self._root = root
@@ -159,19 +158,25 @@ class Operations(pyfuse3.Operations):
         For files that an ioctl makes; only this process may open it, once. All files with one
         backing are the same file.
         """
+        self._published[token] = open_file
         backing = getattr(open_file, "backing_fd", None)
         if backing is None:
             node = DeviceNode(READ_WRITE, (0, 0), functools.partial(self._take, token))
-        else:
-            # One inode for a backing: the kernel is told of it once, and its mappings are one.
-            take = functools.partial(self._take_any, backing)
-            node = self._given.setdefault(backing, DeviceNode(READ_WRITE, (0, 0), take, backing))
-        self._anonymous.entries[token] = node
-        self._published[token] = open_file
-        return f"{ANONYMOUS}/{token}"
+            self._anonymous.entries[token] = node
+            return f"{ANONYMOUS}/{token}"
+        # One node that stays: the kernel is told of a backing once, and its mappings are one.
+        name = f"backed-by-{backing}"
+        if name not in self._anonymous.entries:
+            take = functools.partial(self._take_backed, backing)
+            self._anonymous.entries[name] = DeviceNode(READ_WRITE, (0, 0), take, backing)
+        return f"{ANONYMOUS}/{name}"
 
-    def withdraw(self, token: str) -> bool:
+    def withdraw(self, token: str, open_file: Any) -> bool:
         """Take a published file back; whether it was there still: not opened."""
+        backing = getattr(open_file, "backing_fd", None)
+        if backing is not None:
+            tokens = self._backed_by(backing)
+            return bool(tokens and self._published.pop(tokens[0]))
         if token not in self._published:
             return False
         self._forget(self._numbers.get(self._anonymous.entries[token]))
@@ -182,12 +187,17 @@ class Operations(pyfuse3.Operations):
         del self._anonymous.entries[token]
         return self._published.pop(token)
 
-    def _take_any(self, backing: int, flags: int) -> Any:
+    def _backed_by(self, backing: int) -> list[str]:
+        """Tokens of files that are the same: any of them will do."""
+        files = self._published.items()
+        return [token for token, file in files if getattr(file, "backing_fd", None) == backing]
+
+    def _take_backed(self, backing: int, flags: int) -> Any:
         """ENOENT."""
-        for token, open_file in self._published.items():
-            if getattr(open_file, "backing_fd", None) == backing:
-                return self._take(token, flags)
-        raise UapiError(errno.ENOENT, "no such file is published")
+        tokens = self._backed_by(backing)
+        if not tokens:
+            raise UapiError(errno.ENOENT, "no such file is published")
+        return self._published.pop(tokens[0])
 
     def _is_anonymous(self, node: Node) -> bool:
         return any(node is there for there in self._anonymous.entries.values())
@@ -316,7 +326,7 @@ class Operations(pyfuse3.Operations):
         # A device with regions has positions; what has none is a stream, as Linux' own files are.
         stream = isinstance(node, DeviceNode) and node.backing_fd is None
         fh = self._files.add(open_file)
-        if passed_on:
+        if passed_on and node.backing_fd is None:
             self._anonymous_numbers[fh] = inode
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=stream)
 

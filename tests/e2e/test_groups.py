@@ -4,6 +4,7 @@ groups/linux_7.3.txt is what groups/ask.py printed in the reference guest (CONFI
 CONFIG_IOMMUFD_VFIO_CONTAINER, no type1 container).
 """
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).parents[2]
 ASK = Path(__file__).parent / "groups" / "ask.py"
+STRESS = Path(__file__).parent / "groups" / "stress.py"
 EXPECTED = (Path(__file__).parent / "groups" / "linux_7.3.txt").read_text().splitlines()
 SECTIONS = list(dict.fromkeys(line.partition(":")[0] for line in EXPECTED))
 LONG = 60  # seconds after which something hangs
@@ -27,14 +29,18 @@ DIFFERENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def answers():
+def run(*program):
     result = subprocess.run(
-        [sys.executable, "-m", "iommufs.cli", "run", "--", sys.executable, str(ASK)],
+        [sys.executable, "-m", "iommufs.cli", "run", "--", sys.executable, *map(str, program)],
         cwd=ROOT, capture_output=True, text=True, timeout=LONG, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return run(ASK)
 
 
 def of_section(lines, section):
@@ -53,3 +59,9 @@ def test_there_are_no_other_sections(answers):
 
 def test_every_difference_is_needed():
     assert DIFFERENT.keys() <= set(EXPECTED)
+
+
+def test_clients_killed_anywhere_leave_every_group_free():
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    assert run(STRESS, seed) == ["[5, 9, 10, 10, 11, 11, 12]"]

@@ -696,4 +696,5 @@ def main():
                 close(opened[-1])
 
 
-main()
+if __name__ == "__main__":
+    main()
