@@ -146,6 +146,15 @@ class VfioClient:
         self.open_files.append(df)
         return df
 
+    def open_group(self, index: int):
+        """The group of a device, and the fd that stands for it."""
+        try:
+            group = self.devices[index].group.open()
+        except UapiError as error:
+            raise OSError(error.errno, str(error)) from error
+        self.open_files.append(group)
+        return group, self.fd(self.files.stand_in(group))
+
     def close(self, df) -> None:
         self.open_files.remove(df)
         df.release()
@@ -223,6 +232,21 @@ class VfioClient:
             df, uapi.VFIO_DEVICE_SET_IRQS, "vfio_irq_set", tail=data,
             flags=flags, index=index, start=start, count=count, **fields,
         )  # fmt: skip
+
+    async def group_status(self, group, **fields) -> int:
+        """Returns the flags."""
+        number = uapi.VFIO_GROUP_GET_STATUS
+        return (await self.call(group, number, "vfio_group_status", **fields)).flags
+
+    async def set_container(self, group, fd: int) -> None:
+        cmd = ffi.new("int *", fd)
+        await self.ioctl(group, uapi.VFIO_GROUP_SET_CONTAINER, int(ffi.cast("uintptr_t", cmd)))
+
+    async def device_fd(self, group, index: int, words: str = "") -> int:
+        """A number of self.descriptors, for the device and what follows its address."""
+        name = ffi.new("char[]", (self.devices[index].function.address + words).encode())
+        arg = int(ffi.cast("uintptr_t", name))
+        return await self.ioctl(group, uapi.VFIO_GROUP_GET_DEVICE_FD, arg)
 
     async def pread(self, df, size: int, offset: int) -> bytes:
         try:
