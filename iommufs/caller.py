@@ -153,6 +153,19 @@ class Caller:
         open_file.release()
         self.check_fd_available()
 
+    def file_identity(self, fd: int) -> tuple[str, str]:
+        """Device and inode of an open file, as /proc/…/maps writes them; EBADF."""
+        try:
+            with open(f"/proc/{self.tid}/fdinfo/{fd}", encoding="ascii") as file:
+                info = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+            with open(f"/proc/{self.tid}/mountinfo", encoding="utf-8", errors="replace") as file:
+                mounts = (line.split() for line in file)
+                number = next(line[2] for line in mounts if line[0] == info["mnt_id"].strip())
+        except (OSError, StopIteration, KeyError):
+            raise UapiError(errno.EBADF, f"fd {fd} of the client") from None
+        major, minor = (int(part) for part in number.split(":"))
+        return f"{major:02x}:{minor:02x}", info["ino"].strip()
+
     def mm(self) -> Mm:
         """A handle on the caller's address space as it is now; ESRCH, ENOMEM."""
         return Mm(self.tgid)

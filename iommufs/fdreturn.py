@@ -1,4 +1,4 @@
-"""Ioctls that return a file descriptor, under `iommufs run`.
+"""Calls that only `iommufs run` can answer: ioctls that return a descriptor, and two more.
 
 A FUSE server cannot put a descriptor into its caller; the listener of a seccomp filter can. The
 filter of a run (seccomp.py) makes the callers of certain ioctls wait for us: on files that are not
@@ -8,6 +8,9 @@ ours the kernel carries on; on ours the ordinary dispatcher runs, with a caller 
 Linux reserves a number, writes the structure, and installs the file last, so that an EFAULT leaves
 nothing behind. A number cannot be reserved from outside; the lowest free one is foretold instead,
 and should another thread of the client be quicker, the structure is written a second time.
+
+FUSE asks nobody about an mmap(), and does not tell of a read() of no bytes, which some files
+refuse: of these, too, the filter gives notice.
 """
 
 from __future__ import annotations
@@ -76,16 +79,13 @@ class FdReturner:
     async def _answer(self, listener: int, notice: Any) -> None:
         caller = NotifiedCaller(self, listener, notice)
         file = self._file_of(caller, notice.fd)
-        if file is None:
+        result = None
+        if file is not None:
+            with self._files.hold(file):  # another thread of the client may close it
+                result = await _result_of(file, caller, notice)
+        if result is None:
             lib.iofs_notice_continue(listener, notice.id)
-            return
-        with self._files.hold(file):  # another thread of the client may close it
-            if not await may_return_fd(caller, notice.cmd, notice.arg):
-                lib.iofs_notice_continue(listener, notice.id)
-                return
-            await _releases_done()
-            request = (caller, notice.cmd, notice.arg)
-            result = await result_of(file, *request, compat=bool(notice.compat))
+        else:
             lib.iofs_notice_answer(listener, notice.id, result)
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
@@ -110,6 +110,23 @@ class FdReturner:
             if fd < 0 and self._operations.withdraw(token, open_file):
                 open_file.release()
         return check(fd, "a descriptor of our own")
+
+
+async def _result_of(file: Any, caller: Caller, notice: Any) -> int | None:
+    """The answer to a notice about a file of ours; None: the kernel may carry on."""
+    if notice.call == lib.IOFS_NOTICE_IOCTL:
+        if not await may_return_fd(caller, notice.cmd, notice.arg):
+            return None
+        await _releases_done()
+        return await result_of(file, caller, notice.cmd, notice.arg, compat=bool(notice.compat))
+    try:
+        if notice.call == lib.IOFS_NOTICE_READ:
+            return len(await file.read(0, 0))
+        if hasattr(file, "check_mmap"):
+            file.check_mmap(caller, notice.fd, notice.length, notice.prot, notice.offset)
+    except UapiError as error:
+        return -error.errno
+    return None
 
 
 async def _releases_done() -> None:

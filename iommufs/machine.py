@@ -24,6 +24,7 @@ from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.ctx import statistics as iommufd_statistics
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
+from iommufs.iommufd.mmap import Arena
 from iommufs.topology import Function, Topology, TopologyError
 from iommufs.vfio import reset, watch
 from iommufs.vfio.device import DevSet, VfioDevice
@@ -74,6 +75,7 @@ class Machine:
         self._nursery: trio.Nursery | None = None
         self.iommu = self._make_iommu()
         self._mock = MockIommu() if topology.test else None
+        self._arena = Arena() if topology.test else None  # only the mock has what can be mapped
         self.groups = {number: IommuGroup(number) for number in topology.groups}
         self.functions: dict[str, PciFunction | HostFunction] = {}
         self.devices: list[VfioDevice] = []
@@ -138,8 +140,10 @@ class Machine:
 
     def _make_root(self) -> Dir:
         root = Dir()
+        mapped = self._arena.fd if self._arena is not None else None
         for misc, open_file in (IOMMU, self._open_iommufd), (CONTAINER, self._open_container):
-            place(root, f"dev/{misc.node}", DeviceNode(misc.mode, misc.rdev, open_file))
+            node = DeviceNode(misc.mode, misc.rdev, open_file, mapped)
+            place(root, f"dev/{misc.node}", node)
         place(root, "dev/vfio/devices", Dir())
         for device in self.devices:
             place(
@@ -154,11 +158,11 @@ class Machine:
         return root
 
     def _open_iommufd(self, flags: int) -> Ctx:
-        return Ctx(test_ops=self._mock, files=self.files)
+        return Ctx(test_ops=self._mock, files=self.files, arena=self._arena)
 
     def _open_container(self, flags: int) -> Ctx:
         """As with CONFIG_IOMMUFD_VFIO_CONTAINER: an iommufd whose pages count as type1's did."""
-        return Ctx(test_ops=self._mock, files=self.files, mm_mode=True)
+        return Ctx(test_ops=self._mock, files=self.files, arena=self._arena, mm_mode=True)
 
     # -- background work --------------------------------------------------------------------------
 

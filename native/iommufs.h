@@ -366,13 +366,17 @@ void iofs_transport_without_custom_io(int wanted);
 /* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
 void iofs_transport_unmount(void);
 
-/* ---- notices: ioctls whose answer is a file descriptor ------------------------------------------
+/* ---- notices: calls that no FUSE server can answer ----------------------------------------------
  *
- * No FUSE server can give its caller a descriptor; whoever listens to a seccomp filter can. The
- * filter, installed once in the process that becomes the client and inherited by all it starts,
- * makes the caller of one of the given ioctls wait, and its listener hears of it. Every other
- * system call costs what the filter costs, or nothing where the kernel knows the filter's answer.
+ * No FUSE server can give its caller a descriptor; nor does it hear of mmap(), or of a read() of no
+ * bytes. Whoever listens to a seccomp filter can, and does. The filter, installed once in the
+ * process that becomes the client and inherited by all it starts, makes the caller of one of the
+ * given ioctls wait, or of an mmap() of a file that shares it, or of such a read(), and its
+ * listener hears of it. Every other system call costs what the filter costs, or nothing where the
+ * kernel knows the filter's answer.
  */
+enum iofs_notice_call { IOFS_NOTICE_IOCTL, IOFS_NOTICE_READ, IOFS_NOTICE_MMAP };
+
 struct iofs_bpf { /* one instruction, laid out as Linux does */
   uint16_t code;
   uint8_t jt, jf;
@@ -386,6 +390,9 @@ struct iofs_notice {
   int32_t fd;
   uint32_t cmd;
   uint32_t compat; /* 1: a 32-bit or x32 system call */
+  uint32_t call;   /* enum iofs_notice_call; cmd, arg: IOCTL, length, offset, prot: MMAP */
+  uint32_t prot;
+  uint64_t length, offset;
 };
 
 /* The filter for n requests (64 at most): the number of its instructions. E2BIG. */

@@ -35,6 +35,8 @@ PAGE_SIZES = (1 << 52) - (1 << 11) - (1 << 39)
 HUGE_PAGE_SIZES = uapi.MOCK_HUGE_PAGE_SIZE | 1 << 12
 HUGE_LAST = 2**56 - 1
 
+PAGE = 4096
+
 
 class MockFunction:
     """A device of the mock IOMMU, with a group of its own. EINVAL: an unknown flag."""
@@ -228,6 +230,9 @@ class MockIommu(Iommu):
         if data is not None:
             kind = uapi.IOMMU_VIOMMU_TYPE_SELFTEST
             config = await data.read(kind, "iommu_viommu_selftest", "out_data")
+            region = core.alloc_mmap(2 * PAGE)
+            region.write(config.in_data.to_bytes(4, "little"))
             config.out_data = config.in_data
+            config.out_mmap_offset, config.out_mmap_length = region.offset, region.length
             await data.write(config)
         return MockViommu(core)

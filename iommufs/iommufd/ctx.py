@@ -13,6 +13,7 @@ from typing import Any
 from iommufs._native import ffi, lib
 from iommufs.caller import CAP_IPC_LOCK, Caller, Mm
 from iommufs.errors import UapiError
+from iommufs.iommufd.mmap import Arena, check_mmap
 from iommufs.iommufd.objects import Object, ObjectTable
 from iommufs.ucmd import Ucmd
 
@@ -25,16 +26,24 @@ class Ctx:
     test_ops  the mock IOMMU: the ioctl table reaches to IOMMU_TEST_CMD, as with
               CONFIG_IOMMUFD_TEST; None: it does not
     files     finds the open files behind descriptors that test operations name
+    arena     the memory that can be mapped; None: none
     mm_mode   pages count against the client's process, not its user; /dev/vfio/vfio starts so
     """
 
     table = "iommufd"
 
     def __init__(
-        self, *, test_ops: Any | None = None, files: Any = None, mm_mode: bool = False
+        self,
+        *,
+        test_ops: Any | None = None,
+        files: Any = None,
+        arena: Arena | None = None,
+        mm_mode: bool = False,
     ) -> None:
         self.test_ops = test_ops
         self.files = files
+        self.arena = arena
+        self.regions: dict[int, Any] = {}  # mmap.Region by offset
         self.mm_mode = mm_mode
         self.objects = ObjectTable()
         self.vfio_ioas: Object | None = None  # what the VFIO container calls work on; not held
@@ -78,6 +87,9 @@ class Ctx:
         return lib.IOFS_CHARGE_MM if self.mm_mode else lib.IOFS_CHARGE_USER
 
     # The open file.
+
+    def check_mmap(self, caller: Caller, fd: int, length: int, prot: int, offset: int) -> None:
+        check_mmap(self, caller, fd, length, prot, offset)
 
     async def read(self, offset: int, size: int) -> bytes:
         raise UapiError(errno.EINVAL, "an iommufd is not read")

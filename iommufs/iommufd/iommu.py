@@ -106,6 +106,9 @@ class ViommuCore(Protocol):
     def virt_id_of(self, function: Any) -> int:
         """The other way round; ENOENT."""
 
+    def alloc_mmap(self, length: int) -> Any:
+        """Pages for the client to map: a mmap.Region, which goes with the vIOMMU; EOPNOTSUPP."""
+
     def report_event(self, kind: int, data: bytes) -> None:
         """For the queue of this type; EOPNOTSUPP: there is none."""
 

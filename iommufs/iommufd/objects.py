@@ -32,6 +32,10 @@ class Object:
     def destroy(self) -> None:
         """Let go of everything; called once, also for an object that was never published."""
 
+    def is_mapped(self) -> bool:
+        """Whether a client has memory of it mapped, which holds it as another object does."""
+        return False
+
     def get(self) -> None:
         assert self.users > 0, f"{self} is gone"
         self.users += 1
@@ -104,7 +108,7 @@ class ObjectTable:
     def destroy(self, object_id: int) -> None:
         """A client's DESTROY: ENOENT, or EBUSY while anything holds the object."""
         obj = self.find(object_id, Object)
-        if obj.users != 1:
+        if obj.users != 1 or obj.is_mapped():
             raise UapiError(errno.EBUSY, f"{obj} is in use")
         obj.put()
 

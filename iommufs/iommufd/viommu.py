@@ -12,6 +12,7 @@ from iommufs.iommufd.device import Device
 from iommufs.iommufd.hwpt import HwptPaging
 from iommufs.iommufd.ioas import U64_MAX, Ioas
 from iommufs.iommufd.iommu import Iommu, UserData, ViommuDriver
+from iommufs.iommufd.mmap import Region
 from iommufs.iommufd.objects import Object
 from iommufs.ucmd import Ucmd
 
@@ -34,13 +35,26 @@ class Viommu(Object):
         self.vdevices: dict[int, Vdevice] = {}
         self.veventqs: dict[int, Any] = {}
         self.hw_queues: dict[int, HwQueue] = {}
+        self._regions: list[Region] = []
         parent.get()
 
     def destroy(self) -> None:
         self.driver.destroy()
+        for region in self._regions:
+            region.free()
         self.parent.put()
 
+    def is_mapped(self) -> bool:
+        return any(region.is_mapped for region in self._regions)
+
     # What the driver asks.
+
+    def alloc_mmap(self, length: int) -> Region:
+        if self.parent.ioas.ctx.arena is None:
+            raise UapiError(errno.EOPNOTSUPP, "no memory that could be mapped")
+        region = Region(self.parent.ioas.ctx, length)
+        self._regions.append(region)
+        return region
 
     def function_of(self, virt_id: int) -> Any | None:
         vdevice = self.vdevices.get(virt_id)

@@ -27,6 +27,7 @@ from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd import device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import IommuGroup
+from iommufs.iommufd.mmap import Arena
 
 PAGE = 4096
 U64_MAX = 2**64 - 1
@@ -221,6 +222,7 @@ class ProcessClient(Client):
     def __init__(self, *, prefetch: bool = True, test_ops: bool = False) -> None:
         self.prefetch = prefetch
         self.mock = MockIommu() if test_ops else None
+        self.arena = Arena() if test_ops else None
         self.descriptors: dict[int, Any] = {}
         iommu = Vtd()
         shared = IommuGroup(2)
@@ -234,10 +236,10 @@ class ProcessClient(Client):
         return ProcessCaller(self)
 
     async def open(self) -> Ctx:
-        return self._add(Ctx(test_ops=self.mock, files=self))
+        return self._add(Ctx(test_ops=self.mock, files=self, arena=self.arena))
 
     async def open_container(self) -> Ctx:
-        return self._add(Ctx(test_ops=self.mock, files=self, mm_mode=True))
+        return self._add(Ctx(test_ops=self.mock, files=self, arena=self.arena, mm_mode=True))
 
     def _add(self, ctx: Ctx) -> Ctx:
         self._open.append(ctx)

@@ -1,6 +1,7 @@
 """The filter of a run, instruction by instruction: which system calls it notices."""
 
 import itertools
+import mmap
 import random
 import struct
 
@@ -14,9 +15,11 @@ X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
 X32 = 0x40000000
 IOCTLS = {(X86_64, 16), (X86_64, X32 | 514), (I386, 54)}
 E2BIG = 7
+READ, MMAP = 0, 9  # of x86-64
+MAP_SHARED_VALIDATE, MAP_FIXED = 3, 0x10
 
 # What classic BPF calls them.
-LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+LOAD, AND, JUMP_IF_EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
 
 
 def program(requests):
@@ -36,6 +39,8 @@ def run(instructions, arch, nr, args=()):
         at += 1
         if code == LOAD:
             accumulator = struct.unpack_from("=I", data, k)[0]
+        elif code == AND:
+            accumulator &= k
         elif code == JUMP_IF_EQUAL:
             at += then if accumulator == k else otherwise
         else:
@@ -49,9 +54,9 @@ def instructions():
 
 
 @pytest.mark.parametrize("arch", [X86_64, I386, AARCH64, 0])
-def test_only_ioctl_is_looked_at(instructions, arch):
+def test_of_other_calls_no_argument_is_looked_at(instructions, arch):
     for nr in [*range(1024), *range(X32, X32 + 1024), -1]:
-        verdict, _ = run(instructions, arch, nr, [3, uapi.VFIO_GROUP_GET_DEVICE_FD])
+        verdict, _ = run(instructions, arch, nr, [3, uapi.VFIO_GROUP_GET_DEVICE_FD, 1])
         assert (verdict == USER_NOTIF) == ((arch, nr) in IOCTLS), (arch, nr)
 
 
@@ -79,7 +84,29 @@ def test_other_arguments_do_not_matter(instructions):
 
 def test_other_calls_take_a_fixed_few_instructions(instructions):
     """Linux answers those that look at arch and nr alone from a bitmap, without running them."""
-    assert {run(instructions, X86_64, nr)[1] for nr in range(1, 400) if nr != 16} == {11}
+    others = set(range(400)) - {READ, MMAP, 16}
+    assert {run(instructions, X86_64, nr)[1] for nr in others} == {13}
+
+
+def test_a_read_of_nothing_is_noticed(instructions):
+    for length, verdict in [(0, USER_NOTIF), (1, ALLOW), (1 << 32, ALLOW), (2**64 - 1, ALLOW)]:
+        assert run(instructions, X86_64, READ, [3, 0x1000, length])[0] == verdict
+        assert run(instructions, I386, READ, [3, 0x1000, length])[0] == ALLOW
+
+
+@pytest.mark.parametrize(
+    ("flags", "verdict"),
+    [
+        (mmap.MAP_SHARED, USER_NOTIF),
+        (MAP_SHARED_VALIDATE, USER_NOTIF),
+        (mmap.MAP_SHARED | MAP_FIXED, USER_NOTIF),
+        (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, ALLOW),
+        (mmap.MAP_PRIVATE, ALLOW),
+        (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, ALLOW),
+    ],
+)
+def test_an_mmap_of_a_file_that_shares_it_is_noticed(instructions, flags, verdict):
+    assert run(instructions, X86_64, MMAP, [0, 4096, 3, flags, 3, 0])[0] == verdict
 
 
 @pytest.mark.parametrize("n", [0, 1, 64])
