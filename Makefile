@@ -3,13 +3,14 @@
 # make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
+# make conformance KERNEL_SRC=DIR    the kernel's own iommufd selftests, from a kernel tree
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
 
 PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native property bench lint clean set-up
+.PHONY: build demo test test-native property bench conformance lint clean set-up
 
 build: set-up
 
@@ -35,6 +36,9 @@ bench: set-up
 lint: set-up
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+conformance: set-up
+	scripts/conformance "$(KERNEL_SRC)" $(ARGS)
 
 clean:
 	rm -rf build iommufs/_native*.so iommufs.egg-info .pytest_cache .hypothesis .ruff_cache

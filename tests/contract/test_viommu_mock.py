@@ -89,6 +89,7 @@ async def test_viommu_alloc(mock, guest):
     address = int(ffi.cast("uintptr_t", data))
     await guest.viommu_alloc(data_uptr=address, data_len=ffi.sizeof(data[0]))
     assert data.out_data == 0xBEEF
+    assert (data.out_mmap_offset, data.out_mmap_length) == (PAGE, 2 * PAGE)
 
 
 async def test_a_device_has_one_id(mock, guest):
