@@ -126,6 +126,9 @@ async def _result_of(file: Any, caller: Caller, notice: Any) -> int | None:
             file.check_mmap(caller, notice.fd, notice.length, notice.prot, notice.offset)
     except UapiError as error:
         return -error.errno
+    except Exception:
+        log.exception("a notice cannot be answered", call=notice.call, tid=caller.tid)
+        return -errno.EIO
     return None
 
 

@@ -18,13 +18,14 @@ from typing import Any
 import trio
 
 from iommufs import uapi
+from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.vfio_compat import compat_ioas
 from iommufs.vfio import capabilities as caps
-from iommufs.vfio.bars import OFFSET_SHIFT
+from iommufs.vfio.bars import OFFSET_SHIFT, PAGE_SIZE
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.eventfd import EventFd
 from iommufs.vfio.function import PciFunction
@@ -179,6 +180,11 @@ class DeviceFile:
     def _check_granted(self) -> None:
         if not self.granted:
             raise UapiError(errno.EINVAL, "the device is not bound through this file")
+
+    def check_mmap(self, caller: Caller, fd: int, length: int, prot: int, offset: int) -> None:
+        """Whether a client may map this, shared: EINVAL. Asked where mmap() is noticed at all."""
+        self._check_granted()
+        self.regions.check_mmap(offset, -(-length // PAGE_SIZE) * PAGE_SIZE)
 
     async def read(self, offset: int, size: int) -> bytes:
         """Read a region; EINVAL, EFAULT, EIO."""

@@ -54,6 +54,17 @@ class Regions:
             bar.size, READ | WRITE | (MMAP if mappable else 0), bool(table and table[0] == index)
         )
 
+    def check_mmap(self, position: int, length: int) -> None:
+        """Whether a client may map that much of the device file, whole pages: EINVAL.
+
+        Source: vfio_pci_core_mmap()
+        """
+        index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
+        if index >= len(self.table) or not self.table[index].flags & MMAP:
+            raise UapiError(errno.EINVAL, f"region {index} is not mapped")
+        if offset + length > -(-self.table[index].size // PAGE_SIZE) * PAGE_SIZE:
+            raise UapiError(errno.EINVAL, f"{offset:#x} + {length:#x} is past region {index}")
+
     def read(self, position: int, size: int) -> bytes:
         """Bytes of the device file; EINVAL, EFAULT (config space), EIO."""
         index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
