@@ -10,7 +10,7 @@ nothing behind. A number cannot be reserved from outside; the lowest free one is
 and should another thread of the client be quicker, the structure is written a second time.
 
 FUSE asks nobody about an mmap(), and does not tell of a read() of no bytes, which some files
-refuse: of these, too, the filter gives notice.
+refuse: of these, too, the filter gives notice (unasked.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from iommufs import uapi
+from iommufs import uapi, unasked
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
@@ -70,9 +70,13 @@ class FdReturner:
             async with trio.open_nursery() as nursery:
                 while True:
                     await trio.lowlevel.wait_readable(listener)
-                    if check(lib.iofs_notice_receive(listener, notice), "a notice of the filter"):
+                    if not check(lib.iofs_notice_receive(listener, notice), "a notice"):
+                        continue
+                    if lib.iofs_transport_is_ours(notice.tid, notice.fd):
                         copy = ffi.new("struct iofs_notice *", notice[0])
                         nursery.start_soon(self._answer, listener, copy)
+                    else:
+                        lib.iofs_notice_continue(listener, notice.id)
         finally:
             os.close(listener)
 
@@ -119,17 +123,7 @@ async def _result_of(file: Any, caller: Caller, notice: Any) -> int | None:
             return None
         await _releases_done()
         return await result_of(file, caller, notice.cmd, notice.arg, compat=bool(notice.compat))
-    try:
-        if notice.call == lib.IOFS_NOTICE_READ:
-            return len(await file.read(0, 0))
-        if hasattr(file, "check_mmap"):
-            file.check_mmap(caller, notice.fd, notice.length, notice.prot, notice.offset)
-    except UapiError as error:
-        return -error.errno
-    except Exception:
-        log.exception("a notice cannot be answered", call=notice.call, tid=caller.tid)
-        return -errno.EIO
-    return None
+    return await unasked.result_of(file, caller, notice)
 
 
 async def _releases_done() -> None:

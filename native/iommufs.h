@@ -350,10 +350,12 @@ int iofs_transport_has_passthrough(void);
  * Requests to our own mount, made by a thread that can afford to wait for ourselves (side.c); for
  * every other thread of this process even fstat() of such a file is forbidden.
  *
- * resolve: which open file of ours descriptor fd of thread tid's process is: its fh. EBADF; ENOTTY
- * if it is none of ours. open: a descriptor, read-write, of a path below the mount. It asks
- * pyfuse3, so the thread that calls it must not be the one that serves.
+ * is_ours: 1 if descriptor fd of thread tid's process is of a file of our mount, 0 if it is not;
+ * the file is not touched. resolve: which open file of ours it is: its fh. EBADF; ENOTTY if it is
+ * none of ours. open: a descriptor, read-write, of a path below the mount. It asks pyfuse3, so the
+ * thread that calls it must not be the one that serves.
  */
+int iofs_transport_is_ours(int tid, int fd);
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
 int iofs_transport_open(const char *path);
 
@@ -390,9 +392,9 @@ struct iofs_notice {
   int32_t fd;
   uint32_t cmd;
   uint32_t compat; /* 1: a 32-bit or x32 system call */
-  uint32_t call;   /* enum iofs_notice_call; cmd, arg: IOCTL, length, offset, prot: MMAP */
+  uint32_t call;   /* enum iofs_notice_call; cmd, arg: IOCTL, the rest: MMAP */
   uint32_t prot;
-  uint64_t length, offset;
+  uint64_t address, length, flags, offset;
 };
 
 /* The filter for n requests (64 at most): the number of its instructions. E2BIG. */

@@ -193,8 +193,10 @@ int iofs_notice_receive(int listener, struct iofs_notice *out) {
   };
   if (out->call == IOFS_NOTICE_MMAP) {
     out->fd = (int32_t)data->args[4];
+    out->address = data->args[0];
     out->length = data->args[1];
     out->prot = (uint32_t)data->args[2];
+    out->flags = data->args[3];
     out->offset = data->args[5];
   } else {
     out->fd = (int32_t)data->args[0];

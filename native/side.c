@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -26,7 +27,8 @@
 enum { IDLE, ASKED, ANSWERED };
 
 struct question {
-  const char *path; /* to open, else: */
+  enum { OPEN, IS_OURS, IDENTIFY } what;
+  const char *path; /* to open; else: */
   int tid, fd;      /* whose descriptor is meant */
   dev_t device;
   uint64_t fh;
@@ -93,18 +95,29 @@ static int open_and_send(const struct side *side, const char *path) {
   return r;
 }
 
-static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
+/* What the kernel knows without asking us, or whoever else serves the file. */
+static int check_device(int at, const char *path, dev_t device) {
   struct statx stx;
+  const int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT;
+  if (statx(at, path, flags, STATX_TYPE, &stx) < 0)
+    return -errno;
+  const int ours = makedev(stx.stx_dev_major, stx.stx_dev_minor) == device;
+  return ours && S_ISREG(stx.stx_mode) ? 0 : -ENOTTY;
+}
+
+/* No duplicate is made, so none is closed: cheap, and nobody else is asked. */
+static int is_ours(int tid, int fd, dev_t device) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/fd/%d", tid, fd);
+  return check_device(AT_FDCWD, path, device) == 0;
+}
+
+static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
   int copy = iofs_client_fd(tid, fd);
   if (copy < 0)
     return copy;
-  int r = 0;
-  /* What the kernel knows without asking us. */
-  if (statx(copy, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &stx) < 0)
-    r = -errno;
-  else if (makedev(stx.stx_dev_major, stx.stx_dev_minor) != device || !S_ISREG(stx.stx_mode))
-    r = -ENOTTY;
-  else if (ioctl(copy, IOFS_IDENTIFY, fh) < 0)
+  int r = check_device(copy, "", device);
+  if (!r && ioctl(copy, IOFS_IDENTIFY, fh) < 0)
     r = -errno;
   if (r == -ENOTTY)
     iofs_client_close(copy);
@@ -114,8 +127,14 @@ static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
 }
 
 static int answer(const struct side *side, struct question *question) {
-  return question->path ? open_and_send(side, question->path)
-                        : identify(question->tid, question->fd, question->device, &question->fh);
+  switch (question->what) {
+  case OPEN:
+    return open_and_send(side, question->path);
+  case IS_OURS:
+    return is_ours(question->tid, question->fd, question->device);
+  default:
+    return identify(question->tid, question->fd, question->device, &question->fh);
+  }
 }
 
 /* With the lock held. */
@@ -228,7 +247,7 @@ static int ask(struct side *side) {
 
 int iofs_transport_open(const char *path) {
   pthread_mutex_lock(&opener.busy);
-  opener.question.path = path;
+  opener.question = (struct question){.what = OPEN, .path = path};
   int r = ask(&opener);
   if (!r)
     r = receive_fd(&opener);
@@ -236,12 +255,21 @@ int iofs_transport_open(const char *path) {
   return r;
 }
 
-int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
+static int ask_of_descriptor(int what, int tid, int fd, uint64_t *fh) {
   pthread_mutex_lock(&identifier.busy);
   identifier.question = (struct question){
-      .path = NULL, .tid = tid, .fd = fd, .device = iofs_transport_device()};
+      .what = what, .tid = tid, .fd = fd, .device = iofs_transport_device()};
   int r = ask(&identifier);
   *fh = identifier.question.fh;
   pthread_mutex_unlock(&identifier.busy);
   return r;
+}
+
+int iofs_transport_is_ours(int tid, int fd) {
+  uint64_t fh;
+  return ask_of_descriptor(IS_OURS, tid, fd, &fh) > 0;
+}
+
+int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
+  return ask_of_descriptor(IDENTIFY, tid, fd, fh);
 }

@@ -19,7 +19,8 @@ FLOORS = [
     ["devices", "iommu"],
     ["tables", "dispatch"],
     ["fuse", "pci_image", "topology", "topology_file", "sysfs_pci", "sysfs", "machine"],
-    ["server", "fdreturn", "logs", "seccomp", "namespace", "launcher", "run_server", "cli"],
+    ["server", "unasked", "fdreturn", "logs", "seccomp"],
+    ["namespace", "launcher", "run_server", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}
 

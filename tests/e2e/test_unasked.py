@@ -1,0 +1,158 @@
+"""mmap() and reading nothing, under `iommufs run`: as on Linux on our files, untouched on others.
+
+unasked/linux_7.3.txt is what unasked/ask.py printed in the reference guest.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+ROOT = Path(__file__).parents[2]
+ASK = Path(__file__).parent / "unasked" / "ask.py"
+EXPECTED = (ASK.parent / "linux_7.3.txt").read_text().splitlines()
+LONG = 60  # seconds after which something hangs
+
+# Nobody asks us about private mappings.
+DIFFERENT = {
+    f"{name} private: EINVAL": f"{name} private: mapped"
+    for name in ("iommufd", "container", "unbound")
+}
+
+
+def run(*program):
+    result = subprocess.run(
+        [sys.executable, "-m", "iommufs.cli", "run", "--", sys.executable, *program],
+        cwd=ROOT, capture_output=True, text=True, timeout=LONG, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
+
+
+def test_answers_are_those_of_linux():
+    assert run(ASK) == [DIFFERENT.get(line, line) for line in EXPECTED]
+    assert DIFFERENT.keys() <= set(EXPECTED)
+
+
+CLIENT = """
+import errno, mmap, os, select, signal, tempfile
+
+def attempt(fd, length=4096, **options):
+    try:
+        mmap.mmap(fd, length, **options).close()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "mapped"
+
+def wait_for_call(process, number):
+    "Wait until a process is in a system call."
+    while open(f"/proc/{process}/syscall").read().split()[0] != str(number):
+        pass
+
+memfd = os.memfd_create("other")
+os.ftruncate(memfd, 4096)
+"""
+
+
+@pytest.fixture
+def client(runs):
+    """In the small tree: nothing there has a say about mappings, the calls are noticed alike."""
+
+    def run(program):
+        result = runs.python(CLIENT + program)
+        assert result.stderr == ""
+        assert result.returncode == 0
+        return result.stdout.splitlines()
+
+    return run
+
+
+def test_shared_mappings_of_other_files_are_what_they_are(client):
+    assert client("""
+file = tempfile.TemporaryFile()
+file.truncate(8192)
+for fd in (memfd, file.fileno()):
+    first, second = mmap.mmap(fd, 4096), mmap.mmap(fd, 4096)
+    first[:4] = b"seen"
+    print(second[:4], os.pread(fd, 4, 0), first[4092:])
+print(mmap.mmap(file.fileno(), 4096, offset=4096)[:4])
+zero, null = os.open("/dev/zero", os.O_RDWR), os.open("/dev/null", os.O_RDWR)
+print(mmap.mmap(zero, 4096)[:4], attempt(null), attempt(os.pipe()[0]))
+print(attempt(memfd, access=mmap.ACCESS_READ), os.read(memfd, 0), os.read(null, 0))
+""") == [
+        *[r"b'seen' b'seen' b'\x00\x00\x00\x00'"] * 2,
+        r"b'\x00\x00\x00\x00'",
+        r"b'\x00\x00\x00\x00' ENODEV EACCES",
+        "mapped b'' b''",
+    ]
+
+
+THREADS = """
+import errno, mmap, os, threading
+vfio = os.open("/dev/vfio/devices/vfio0", os.O_RDWR)
+memfd = os.memfd_create("other")
+os.ftruncate(memfd, 4096)
+wrong = []
+
+def attempt(fd):
+    try:
+        mmap.mmap(fd, 4096).close()
+    except OSError as error:
+        return error.errno
+
+def ask():
+    for _ in range(50):
+        if (attempt(vfio), attempt(memfd), os.read(memfd, 0)) != (errno.EINVAL, None, b""):
+            wrong.append(1)
+
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads:
+    thread.start()
+children = []
+for _ in range(50):
+    if (pid := os.fork()) == 0:
+        if attempt(vfio) == errno.EINVAL and not attempt(memfd):
+            os.execv("/bin/true", ["true"])
+        os._exit(1)
+    children.append(pid)
+print({os.waitpid(pid, 0)[1] for pid in children})
+for thread in threads:
+    thread.join()
+print(wrong)
+"""
+
+
+def test_many_threads_and_children_at_once_get_their_own_answers():
+    assert run("-c", THREADS) == ["{0}", "[]"]
+
+
+@pytest.mark.parametrize(("call", "number"), [("attempt(memfd)", 9), ("os.read(memfd, 0)", 0)])
+def test_a_caller_that_waits_can_be_killed(client, call, number):
+    assert client(f"""
+# Nothing of ours is open: its last close would wait for the server, too.
+server = os.getppid()
+os.kill(server, signal.SIGSTOP)
+if (pid := os.fork()) == 0:
+    {call}
+    os._exit(0)
+wait_for_call(pid, {number})
+os.kill(pid, 9)
+print(os.waitpid(pid, 0)[1])
+os.kill(server, signal.SIGCONT)
+print(attempt(memfd), os.read(os.open("/dev/iommu", os.O_RDWR), 0))
+""") == ["9", "mapped b''"]
+
+
+def test_without_the_server_only_private_mappings_can_be_made(client):
+    """Linux's answer for a filter without a listener."""
+    assert client("""
+server = os.getppid()
+pidfd = os.pidfd_open(server)
+os.kill(server, 9)
+select.select([pidfd], [], [])
+print(attempt(memfd), attempt(memfd, flags=mmap.MAP_PRIVATE), attempt(-1))
+print(os.read(memfd, 1))
+""") == ["ENOSYS mapped mapped", r"b'\x00'"]
