@@ -18,11 +18,6 @@ from iommufs.errors import UapiError, check
 
 log = structlog.get_logger(__name__)
 
-CAP_IPC_LOCK = 14
-CAP_SYS_RAWIO = 17
-CAP_SYS_ADMIN = 21
-CAP_SYS_RESOURCE = 24
-
 
 @functools.cache
 def _tell_of_launcher() -> None:

@@ -14,11 +14,10 @@ from iommufs import tables, uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.limits import USER_LAST
 from iommufs.tables import Payload, Row
 from iommufs.ucmd import Ucmd
 
-# Where x86-64 ends user addresses: a structure that reaches past it is EFAULT unread.
-USER_LAST = 0x7FFFFFFFEFFF
 ZEROS = bytes(1 << 16)
 
 

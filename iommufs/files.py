@@ -1,8 +1,10 @@
 """What is open of ours: open file objects by the number (fh) that the kernel names them with.
 
 An open file answers `async read(offset, size)`, `async write(offset, data)`, `poll()`, `release()`
-and says in `table` which ioctls it knows. Numbers are never reused, so a late request for a file
-that is gone finds nothing instead of another file.
+and says in `table` which ioctls it knows. It may have `check_mmap(caller, fd, length, prot,
+offset)`, whose UapiError refuses a shared mapping under `iommufs run`, and `watch_poll(notify)`, to
+be told once when poll() may answer differently. Numbers are never reused, so a late request for a
+file that is gone finds nothing instead of another file.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from iommufs import namespace, syscalls
+from iommufs.limits import CAP_SYS_ADMIN
 
 # What env(1), timeout(1), … end with when they themselves fail, not the command.
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 STATUS = "/proc/self/status"
-CAP_SYS_ADMIN = 21
 
 # A job's stop signals act on the front as on the client; the rest are faults of its own.
 _UNWATCHED = {

@@ -19,10 +19,10 @@ import structlog
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.limits import PAGE_SIZE
 
 log = structlog.get_logger(__name__)
 
-PAGE_SIZE = 4096
 END = 1 << 64
 
 MAP_TYPE, MAP_SHARED_VALIDATE = 0xF, 0x3

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    ["errors", "_native", "uapi"],
+    ["errors", "limits", "_native", "uapi"],
     ["jobs", "caller", "ucmd", "files", "syscalls"],
     ["iommufd"],
     ["vfio"],
@@ -27,7 +27,7 @@ PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}
 # Rooms that see less than the floors allow, themselves apart.
 ONLY = {
     "devices": {"iommufs.vfio.model"},
-    "iommu": {"iommufs.iommufd.iommu", "iommufs.errors", "iommufs.uapi"},
+    "iommu": {"iommufs.iommufd.iommu", "iommufs.errors", "iommufs.limits", "iommufs.uapi"},
 }
 
 ROOT = Path(__file__).parent.parent

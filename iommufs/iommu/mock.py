@@ -21,6 +21,7 @@ from iommufs.iommufd.iommu import (
     ViommuCore,
     ViommuDriver,
 )
+from iommufs.limits import PAGE_SIZE
 
 _DEVICE_FLAGS = uapi.MOCK_FLAGS_DEVICE_NO_DIRTY | uapi.MOCK_FLAGS_DEVICE_PASID
 _PAGING_FLAGS = (
@@ -34,8 +35,6 @@ _FLAG_ALL = uapi.IOMMU_TEST_INVALIDATE_FLAG_ALL
 PAGE_SIZES = (1 << 52) - (1 << 11) - (1 << 39)
 HUGE_PAGE_SIZES = uapi.MOCK_HUGE_PAGE_SIZE | 1 << 12
 HUGE_LAST = 2**56 - 1
-
-PAGE = 4096
 
 
 class MockFunction:
@@ -230,7 +229,7 @@ class MockIommu(Iommu):
         if data is not None:
             kind = uapi.IOMMU_VIOMMU_TYPE_SELFTEST
             config = await data.read(kind, "iommu_viommu_selftest", "out_data")
-            region = core.alloc_mmap(2 * PAGE)
+            region = core.alloc_mmap(2 * PAGE_SIZE)
             region.write(config.in_data.to_bytes(4, "little"))
             config.out_data = config.in_data
             config.out_mmap_offset, config.out_mmap_length = region.offset, region.length

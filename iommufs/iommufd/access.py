@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from iommufs import jobs
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
-from iommufs.iommufd.ioas import U64_MAX, Ioas
+from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.objects import Object
+from iommufs.limits import U64_MAX
 
 
 class AccessDriver(Protocol):

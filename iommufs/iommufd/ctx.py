@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from iommufs._native import ffi, lib
-from iommufs.caller import CAP_IPC_LOCK, Caller, Mm
+from iommufs.caller import Caller, Mm
 from iommufs.errors import UapiError
 from iommufs.iommufd.mmap import Arena, check_mmap
 from iommufs.iommufd.objects import Object, ObjectTable
+from iommufs.limits import CAP_IPC_LOCK
 from iommufs.ucmd import Ucmd
 
 _live: set["Ctx"] = set()

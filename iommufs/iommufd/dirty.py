@@ -8,7 +8,7 @@ from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.iommufd.hwpt import HwptPaging
-from iommufs.iommufd.ioas import U64_MAX
+from iommufs.limits import U64_MAX
 from iommufs.ucmd import Ucmd
 
 N_RANGES = 4096  # fetched at a time

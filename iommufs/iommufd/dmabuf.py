@@ -13,10 +13,8 @@ from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.iommufd import ctx as contexts
 from iommufs.iommufd.ioas import Ioas
+from iommufs.limits import MAX_DMABUF_LENGTH, PAGE_SIZE
 from iommufs.ucmd import Ucmd
-
-PAGE = 4096
-MAX_LENGTH = 512 * PAGE
 
 _names = itertools.count(1)
 
@@ -79,8 +77,8 @@ async def dmabuf_get(ucmd: Ucmd) -> int:
             EOPNOTSUPP  no fd can be given to the caller
     Source: iommufd_test_dmabuf_get()
     """
-    length = -(-ucmd.cmd.dmabuf_get.length // PAGE) * PAGE
-    if not 0 < length <= MAX_LENGTH:
+    length = -(-ucmd.cmd.dmabuf_get.length // PAGE_SIZE) * PAGE_SIZE
+    if not 0 < length <= MAX_DMABUF_LENGTH:
         raise UapiError(errno.EINVAL, f"{length} bytes")
     return await ucmd.install_fd(Dmabuf(length))
 

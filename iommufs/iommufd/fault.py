@@ -15,6 +15,7 @@ from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.errors import UapiError
 from iommufs.iommufd.objects import Object
+from iommufs.iommufd.queue_file import QueueFile
 from iommufs.ucmd import Ucmd
 
 _RECORD = uapi.sizeof("iommu_hwpt_pgfault")
@@ -91,17 +92,8 @@ class FaultQueue(Object):
             group.respond(uapi.IOMMUFD_PAGE_RESP_INVALID)
 
 
-class FaultFile:
-    """The open file of a fault queue. Its position is not looked at: it is a stream."""
-
-    table = None
-
-    def __init__(self, ctx: Any, queue: FaultQueue) -> None:
-        self._ctx = ctx
-        self._queue = queue
-        self._open = True
-        ctx.get()
-        queue.get()
+class FaultFile(QueueFile):
+    """The open file of a fault queue."""
 
     async def read(self, offset: int, size: int) -> bytes:
         if size % _RECORD:
@@ -126,19 +118,6 @@ class FaultFile:
     def poll(self) -> int:
         queued = select.POLLIN | select.POLLRDNORM if self._queue.queued else 0
         return select.POLLOUT | queued
-
-    def watch_poll(self, notify: Callable[[], None]) -> None:
-        """Call `notify` at the next report: poll() may answer differently then."""
-        self._queue.on_report = notify
-
-    def release(self) -> None:
-        """May be called twice: by who made a file that the client never got, and by its close."""
-        if not self._open:
-            return
-        self._open = False
-        self._queue.on_report = None
-        self._queue.put()
-        self._ctx.put()
 
 
 async def fault_queue_alloc(ucmd: Ucmd) -> None:

@@ -14,15 +14,13 @@ from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.iommu import UserArray, UserData
 from iommufs.iommufd.objects import Object
 from iommufs.iommufd.viommu import Viommu
+from iommufs.limits import MAX_INVALIDATE_ENTRIES, MAX_INVALIDATE_LENGTH
 from iommufs.ucmd import Ucmd
 
 _NEST_PARENT = uapi.IOMMU_HWPT_ALLOC_NEST_PARENT
 _DIRTY_TRACKING = uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING
 _FAULT_ID_VALID = uapi.IOMMU_HWPT_FAULT_ID_VALID
 _PASID = uapi.IOMMU_HWPT_ALLOC_PASID
-
-MAX_INVALIDATE_ENTRIES = 524288
-MAX_INVALIDATE_LENGTH = 4096
 
 
 async def hwpt_alloc(ucmd: Ucmd) -> None:

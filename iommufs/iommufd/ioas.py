@@ -12,13 +12,11 @@ from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.objects import Object
+from iommufs.limits import MAX_ALLOWED_RANGES
 from iommufs.ucmd import Ucmd
-
-U64_MAX = 2**64 - 1
 
 RANGE = struct.Struct("<QQ")
 # One call of ALLOW_IOVAS reads at most so many ranges (16 MiB of them), a chunk at a time.
-MAX_RANGES = 1 << 20
 CHUNK_RANGES = 4096
 
 
@@ -139,7 +137,7 @@ async def _read_ranges(ucmd: Ucmd) -> bytes:
     count = ucmd.cmd.num_iovas
     data = bytearray()
     while len(data) < count * RANGE.size:
-        if len(data) >= MAX_RANGES * RANGE.size:
+        if len(data) >= MAX_ALLOWED_RANGES * RANGE.size:
             raise UapiError(errno.ENOMEM, f"{count} ranges")
         length = min(CHUNK_RANGES * RANGE.size, count * RANGE.size - len(data))
         chunk = await ucmd.caller.read_some(ucmd.cmd.allowed_iovas + len(data), length)

@@ -10,7 +10,8 @@ from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.dmabuf import Dmabuf, find_dmabuf
-from iommufs.iommufd.ioas import U64_MAX, Ioas
+from iommufs.iommufd.ioas import Ioas
+from iommufs.limits import U64_MAX
 from iommufs.ucmd import Ucmd
 
 _FIXED = uapi.IOMMU_IOAS_MAP_FIXED_IOVA

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.limits import PAGE_SIZE
 
-PAGE = 4096
 PROT_EXEC = 4
 
 
@@ -27,7 +27,7 @@ class Arena:
 
     def allocate(self, length: int) -> int:
         """The lowest offset with room for `length` bytes, whole pages; they are 0."""
-        offset = PAGE
+        offset = PAGE_SIZE
         for start, size in sorted(self._used.items()):
             if offset + length <= start:
                 break
@@ -107,4 +107,4 @@ def check_mmap(ctx: Any, caller: Caller, fd: int, length: int, prot: int, offset
     region = ctx.regions.get(offset)
     if region is None:
         raise UapiError(errno.ENXIO, f"nothing at {offset:#x}")
-    region.check_mmap(caller, fd, -(-length // PAGE) * PAGE)
+    region.check_mmap(caller, fd, -(-length // PAGE_SIZE) * PAGE_SIZE)

@@ -4,9 +4,9 @@ import errno
 
 from iommufs import uapi
 from iommufs._native import lib
-from iommufs.caller import CAP_SYS_RESOURCE
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.ioas import Ioas
+from iommufs.limits import CAP_SYS_RESOURCE
 from iommufs.ucmd import Ucmd
 
 

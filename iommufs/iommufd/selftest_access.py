@@ -10,9 +10,8 @@ from typing import Any
 from iommufs import uapi
 from iommufs.errors import UapiError
 from iommufs.iommufd.access import Access
+from iommufs.limits import MAX_ACCESS_LENGTH
 from iommufs.ucmd import Ucmd
-
-MAX_LENGTH = 16 << 20
 
 _SYZ = uapi.MOCK_FLAGS_ACCESS_SYZ
 _RW_FLAGS = uapi.MOCK_ACCESS_RW_WRITE | uapi.MOCK_ACCESS_RW_SLOW_PATH | _SYZ
@@ -131,7 +130,7 @@ async def access_pages(ucmd: Ucmd) -> None:
     Source: iommufd_test_access_pages()
     """
     cmd = ucmd.cmd.access_pages
-    if cmd.length > MAX_LENGTH:
+    if cmd.length > MAX_ACCESS_LENGTH:
         raise UapiError(errno.ENOMEM, f"{cmd.length:#x} bytes")
     if cmd.flags & ~(uapi.MOCK_FLAGS_ACCESS_WRITE | _SYZ):
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}")
@@ -177,7 +176,7 @@ async def access_rw(ucmd: Ucmd) -> None:
     Source: iommufd_test_access_rw()
     """
     cmd = ucmd.cmd.access_rw
-    if cmd.length > MAX_LENGTH:
+    if cmd.length > MAX_ACCESS_LENGTH:
         raise UapiError(errno.ENOMEM, f"{cmd.length:#x} bytes")
     if cmd.flags & ~_RW_FLAGS:
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}")

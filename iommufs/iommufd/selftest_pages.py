@@ -5,11 +5,10 @@ import errno
 from iommufs._native import lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.hwpt import HwptPaging
-from iommufs.iommufd.ioas import U64_MAX, Ioas
+from iommufs.iommufd.ioas import Ioas
+from iommufs.limits import MAX_DIRTY_BITS, PAGE_SIZE, U64_MAX
 from iommufs.ucmd import Ucmd
 
-PAGE = 4096
-MAX_DIRTY_BITS = (16 << 20) * 8
 MIN_MEMORY_LIMIT = 12
 
 # Nobody's in particular: what is reserved by a test stays.
@@ -67,7 +66,7 @@ def check_refs(ucmd: Ucmd) -> None:
     Source: iommufd_test_md_check_refs()
     """
     cmd = ucmd.cmd.check_refs
-    if (cmd.length | cmd.uptr) % PAGE or cmd.uptr + cmd.length > U64_MAX:
+    if (cmd.length | cmd.uptr) % PAGE_SIZE or cmd.uptr + cmd.length > U64_MAX:
         raise UapiError(errno.EINVAL, "not in whole pages")
     mm, _ = ucmd.file.source(ucmd.caller)
     check(lib.iofs_check_pins(mm, cmd.uptr, cmd.length, cmd.refs), f"pins of {cmd.uptr:#x}")

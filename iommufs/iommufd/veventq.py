@@ -9,16 +9,16 @@ import select
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.errors import UapiError
 from iommufs.iommufd.objects import Object
+from iommufs.iommufd.queue_file import QueueFile
 from iommufs.iommufd.viommu import Viommu
+from iommufs.limits import MAX_VEVENTQ_DEPTH
 from iommufs.ucmd import Ucmd
 
-MAX_DEPTH = 524288
 INT_MAX = 2**31 - 1
 
 _HEADER = uapi.sizeof("iommufd_vevent_header")
@@ -84,17 +84,8 @@ class Veventq(Object):
         return data
 
 
-class VeventFile:
-    """The open file of a queue. Its position is not looked at: it is a stream."""
-
-    table = None
-
-    def __init__(self, ctx: Any, queue: Veventq) -> None:
-        self._ctx = ctx
-        self._queue = queue
-        self._open = True
-        ctx.get()
-        queue.get()
+class VeventFile(QueueFile):
+    """The open file of a queue."""
 
     async def read(self, offset: int, size: int) -> bytes:
         return self._queue.read(size)
@@ -104,19 +95,6 @@ class VeventFile:
 
     def poll(self) -> int:
         return select.POLLIN | select.POLLRDNORM if self._queue.events else 0
-
-    def watch_poll(self, notify: Callable[[], None]) -> None:
-        """Call `notify` at the next report: poll() may answer differently then."""
-        self._queue.on_report = notify
-
-    def release(self) -> None:
-        """May be called twice: by who made a file that the client never got, and by its close."""
-        if not self._open:
-            return
-        self._open = False
-        self._queue.on_report = None
-        self._queue.put()
-        self._ctx.put()
 
 
 async def veventq_alloc(ucmd: Ucmd) -> None:
@@ -130,7 +108,7 @@ async def veventq_alloc(ucmd: Ucmd) -> None:
     cmd, ctx = ucmd.cmd, ucmd.file
     if cmd.flags or cmd.__reserved or not cmd.type:
         raise UapiError(errno.EOPNOTSUPP, f"flags {cmd.flags:#x}, type {cmd.type}, reserved field")
-    if not 0 < cmd.veventq_depth <= MAX_DEPTH:
+    if not 0 < cmd.veventq_depth <= MAX_VEVENTQ_DEPTH:
         raise UapiError(errno.EINVAL, f"depth {cmd.veventq_depth}")
     viommu = ctx.objects.find(cmd.viommu_id, Viommu)
     if cmd.type in viommu.veventqs:

@@ -7,11 +7,10 @@ from typing import Any
 
 from iommufs import uapi
 from iommufs._native import lib
-from iommufs.iommufd.ioas import RANGE, U64_MAX, Ioas
+from iommufs.iommufd.ioas import RANGE, Ioas
 from iommufs.iommufd.vfio_compat import compat_ioas
+from iommufs.limits import PAGE_SIZE, U64_MAX
 from iommufs.ucmd import Ucmd
-
-PAGE_SIZE = 4096
 
 HEADER = struct.Struct("<HHI")  # struct vfio_info_cap_header: id, version, next
 NEXT = struct.Struct("<I")

@@ -10,13 +10,12 @@ from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.device import Device
 from iommufs.iommufd.hwpt import HwptPaging
-from iommufs.iommufd.ioas import U64_MAX, Ioas
+from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.iommu import Iommu, UserData, ViommuDriver
 from iommufs.iommufd.mmap import Region
 from iommufs.iommufd.objects import Object
+from iommufs.limits import PAGE_SIZE, U64_MAX
 from iommufs.ucmd import Ucmd
-
-PAGE = 4096
 
 
 class Viommu(Object):
@@ -195,9 +194,9 @@ async def hw_queue_alloc(ucmd: Ucmd) -> None:
     viommu = objects.find(cmd.viommu_id, Viommu)
     if not viommu.driver.has_hw_queues(cmd.type):
         raise UapiError(errno.EOPNOTSUPP, f"no queues of type {cmd.type:#x}")
-    offset = cmd.nesting_parent_iova % PAGE
+    offset = cmd.nesting_parent_iova % PAGE_SIZE
     iova = cmd.nesting_parent_iova - offset
-    length = -(-(offset + cmd.length) // PAGE) * PAGE
+    length = -(-(offset + cmd.length) // PAGE_SIZE) * PAGE_SIZE
     if length > U64_MAX:
         raise UapiError(errno.ERANGE, "the pages of the queue pass 2**64 - 1")
     access = _pin(viommu.parent.ioas, iova, length)

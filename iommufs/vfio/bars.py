@@ -13,11 +13,11 @@ import os
 from typing import Any
 
 from iommufs._native import ffi, lib
+from iommufs.limits import PAGE_SIZE
 from iommufs.vfio.model import Bar
 
 OFFSET_SHIFT = 40
 N_REGIONS = 9
-PAGE_SIZE = 4096
 
 # How long the poller of stores sleeps at most when a device is idle.
 WATCH_SLEEP_US = 1000

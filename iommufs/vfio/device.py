@@ -24,8 +24,9 @@ from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.vfio_compat import compat_ioas
+from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import capabilities as caps
-from iommufs.vfio.bars import OFFSET_SHIFT, PAGE_SIZE
+from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.eventfd import EventFd
 from iommufs.vfio.function import PciFunction

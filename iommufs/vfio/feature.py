@@ -16,6 +16,7 @@ import structlog
 from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.errors import UapiError
+from iommufs.limits import PAGE_SIZE, U64_MAX
 from iommufs.ucmd import Ucmd
 from iommufs.vfio.eventfd import take
 
@@ -26,8 +27,6 @@ SET = uapi.VFIO_DEVICE_FEATURE_SET
 PROBE = uapi.VFIO_DEVICE_FEATURE_PROBE
 
 ROM_REGION = 6
-PAGE_SIZE = 4096
-U64_MAX = (1 << 64) - 1
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import errno
 from typing import Any
 
 from iommufs.errors import UapiError
+from iommufs.limits import MAX_IOEVENTFDS
 from iommufs.ucmd import Ucmd
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.eventfd import EventFd, take
 from iommufs.vfio.image import N_BARS
 from iommufs.vfio.regions import OFFSET_MASK
 
-MAX_IOEVENTFDS = 1000
 WIDTHS = (1, 2, 4, 8)  # also the flags that ask for them
 
 

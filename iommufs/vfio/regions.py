@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iommufs.errors import UapiError
-from iommufs.vfio.bars import OFFSET_SHIFT, PAGE_SIZE
+from iommufs.limits import PAGE_SIZE
+from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.image import BAR0, N_BARS, rom_size
 

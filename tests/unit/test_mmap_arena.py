@@ -2,7 +2,8 @@
 
 import os
 
-from iommufs.iommufd.mmap import PAGE, Arena
+from iommufs.iommufd.mmap import Arena
+from iommufs.limits import PAGE_SIZE as PAGE
 
 
 def test_lowest_offsets_first():
