@@ -16,7 +16,7 @@ from iommufs.limits import MAX_ALLOWED_RANGES
 from iommufs.ucmd import Ucmd
 
 RANGE = struct.Struct("<QQ")
-# One call of ALLOW_IOVAS reads at most so many ranges (16 MiB of them), a chunk at a time.
+# ALLOW_IOVAS reads the client's ranges so many at a time.
 CHUNK_RANGES = 4096
 
 
