@@ -2,6 +2,7 @@
 
 from iommufs.devices.edu import Edu
 from iommufs.devices.inert import Inert
+from iommufs.devices.testdev import Testdev
 from iommufs.vfio.model import Model
 
-MODELS: dict[str, type[Model]] = {"edu": Edu, "inert": Inert}
+MODELS: dict[str, type[Model]] = {"edu": Edu, "inert": Inert, "testdev": Testdev}

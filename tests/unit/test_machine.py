@@ -123,7 +123,7 @@ def test_test_ops_are_off_unless_switched_on(load):
 FAULTS = {
     "a model nobody knows": (
         '[[function]]\nbdf = "00:01.0"\nmodel = "nvme9"\n',
-        "function[0].model: expected one of edu, inert, got 'nvme9'",
+        "function[0].model: expected one of edu, inert, testdev, got 'nvme9'",
     ),
     "an option nobody knows": (
         EDU + "options = { mask = 1 }",

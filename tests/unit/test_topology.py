@@ -55,7 +55,7 @@ def test_default_has_the_cdevs_groups_and_resets_of_the_reference_guest():
         (2, "0000:02:00.0", "inert", 10, ("pm", "bus")),
         (3, "0000:02:00.1", "inert", 10, ("pm",)),
         (4, "0000:04:01.0", "edu", 11, ("bus",)),
-        (5, "0000:04:02.0", "inert", 11, ()),
+        (5, "0000:04:02.0", "testdev", 11, ()),
         (6, "0000:05:00.0", "inert", 12, ("flr", "pm", "bus")),
     ]
     assert len(default.functions) == 18
@@ -102,11 +102,11 @@ def test_default_descriptions_say_what_the_images_say():
     bar = description.bars[0]
     assert (bar.size, bar.mappable, bar.io, bar.bits64) == (0x4000, True, False, True)
 
-    testdev = topology_file.default().function("0000:04:02.0").description()
-    assert not testdev.intx
-    assert testdev.bars[1].io
-    assert not testdev.bars[1].mappable
-    assert testdev.bars[2].prefetchable
+    virtio = topology_file.default().function("0000:00:1c.0").description()
+    assert virtio.bars[0].io
+    assert not virtio.bars[0].mappable
+    assert virtio.bars[4].prefetchable
+    assert not topology_file.default().function("0000:00:1f.0").description().intx
 
 
 def test_groups_without_a_number_get_the_lowest_free_ones(load):
