@@ -26,6 +26,11 @@ USAGE = 2
 _config = click.option(
     "--config", metavar="FILE", help="The machine, in TOML; without it, the default one."
 )
+_device = click.option(
+    "--device", "devices", metavar="MODEL[,KEY=VALUE]...", multiple=True,
+    help="A device of the machine, in place of the default one or added to FILE's; repeatable.",
+)  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _log_level = click.option(
     "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True
 )
@@ -54,9 +59,12 @@ def _print_version(context: click.Context) -> None:
 
 @commands.command(context_settings={"allow_interspersed_args": False})
 @_config
+@_device
 @_log_level
 @click.argument("command", metavar="[--] CMD...", nargs=-1, type=click.UNPROCESSED)
-def run(config: str | None, log_level: str, command: tuple[str, ...]) -> int:
+def run(
+    config: str | None, devices: tuple[str, ...], log_level: str, command: tuple[str, ...]
+) -> int:
     """Run CMD with our /dev/iommu, /dev/vfio and PCI devices in place of the machine's.
 
     Exits with CMD's status, 128 + N if signal N killed it; 127 if CMD is not found, 126 if it
@@ -64,14 +72,16 @@ def run(config: str | None, log_level: str, command: tuple[str, ...]) -> int:
     """
     if not command:
         raise click.UsageError("no command to run")
-    return launcher.launch(list(command), functools.partial(_run_server, config, log_level))
+    server = functools.partial(_run_server, (config, devices), log_level)
+    return launcher.launch(list(command), server)
 
 
 @commands.command()
 @_config
+@_device
 @_log_level
 @click.argument("directory", metavar="DIR")
-def mount(config: str | None, log_level: str, directory: str) -> int:
+def mount(config: str | None, devices: tuple[str, ...], log_level: str, directory: str) -> int:
     """Serve the tree on DIR until SIGTERM or SIGINT; says so when it is ready."""
     launcher.check_machine()
     directory = os.path.abspath(directory)
@@ -88,24 +98,61 @@ def mount(config: str | None, log_level: str, directory: str) -> int:
 
     logs.configure(log_level)
     try:
-        trio.run(_serve_mount, machine.load(config), directory)
+        trio.run(_serve_mount, machine.load(config, devices), directory)
     except (topology.TopologyError, server.MountError) as error:
         raise launcher.LaunchError(str(error)) from None
     return 0
 
 
+@commands.command("devices")
+@_config
+@_device
+@_json
+def list_devices(config: str | None, devices: tuple[str, ...], as_json: bool) -> int:
+    """List what a machine contains: addresses, models, groups, cdevs, BARs, resets."""
+    from iommufs import listing, machine, topology
+
+    try:
+        made = machine.load(config, devices)
+    except topology.TopologyError as error:
+        raise launcher.LaunchError(str(error)) from None
+    _print(listing.devices(made) if as_json else listing.devices_text(made))
+    return 0
+
+
+@commands.command("models")
+@_json
+def list_models(as_json: bool) -> int:
+    """List the models of devices, and what --device and a topology may say of each."""
+    from iommufs import listing
+
+    _print(listing.models() if as_json else listing.models_text())
+    return 0
+
+
+def _print(what: object) -> None:
+    """A text, or anything else as JSON."""
+    import json
+
+    click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
+
+
 def _run_server(
-    config: str | None, log_level: str, front: socket.socket, link: socket.socket, client: int
+    wanted: tuple[str | None, tuple[str, ...]],
+    log_level: str,
+    front: socket.socket,
+    link: socket.socket,
+    client: int,
 ) -> int:
     from iommufs import logs
     from iommufs.run_server import RunServer
 
     logs.configure(log_level)
-    return RunServer(front, link, client, functools.partial(_serve_run, config)).run()
+    return RunServer(front, link, client, functools.partial(_serve_run, wanted)).run()
 
 
 async def _serve_run(
-    config: str | None,
+    wanted: tuple[str | None, tuple[str, ...]],
     tree: str,
     ready: Callable[[], None],
     take_listener: Callable[[], Awaitable[int | None]],
@@ -113,7 +160,7 @@ async def _serve_run(
     from iommufs import machine, server
     from iommufs.fdreturn import FdReturner
 
-    made = machine.load(config)
+    made = machine.load(*wanted)
     returners: list[FdReturner] = []
 
     def on_operations(operations: Operations) -> None:

@@ -6,15 +6,14 @@ run(), beside the server.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
 
-from iommufs import sysfs, topology_file
+from iommufs import device_options, sysfs
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, place
@@ -52,10 +51,9 @@ class HostFunction:
     group: IommuGroup
 
 
-def load(path: str | None) -> Machine:
-    """The machine in a TOML file, the default one without; TopologyError."""
-    topology = topology_file.default() if path is None else topology_file.load(Path(path))
-    return Machine(topology)
+def load(path: str | None, devices: Sequence[str] = ()) -> Machine:
+    """The machine of device_options.topology(); TopologyError."""
+    return Machine(device_options.topology(path, devices))
 
 
 class Machine:
@@ -81,12 +79,12 @@ class Machine:
         self.devices: list[VfioDevice] = []
         self.vfio_groups: dict[int, VfioGroup] = {}
         dev_sets: dict[tuple[str, ...], DevSet] = {}
-        for i, function in enumerate(topology.functions):
+        for function in topology.functions:
             if function.cdev is None:
                 group = self.groups[function.group]
                 self.functions[function.bdf] = HostFunction(function.bdf, self.iommu, group)
                 continue
-            made = self._make_function(i, function)
+            made = self._make_function(function)
             self.functions[function.bdf] = made
             dev_set = DevSet({bdf: topology.function(bdf).group for bdf in function.hot_reset})
             if function.hot_reset:
@@ -110,14 +108,21 @@ class Machine:
             for r in self.topology.reserved
         )
 
-    def _make_function(self, i: int, function: Function) -> PciFunction:
+    def _make_function(self, function: Function) -> PciFunction:
         try:
             model = MODELS[function.model]
         except KeyError:
             there = ", ".join(sorted(MODELS))
-            raise self._fail(
-                f"function[{i}].model", f"expected one of {there}, got {function.model!r}"
+            raise TopologyError(
+                f"{function.label}: model: expected one of {there}, got {function.model!r}"
             ) from None
+        for name in function.options:
+            if name not in model.options:
+                there = ", ".join(model.options) or "none"
+                raise TopologyError(
+                    f"{function.label}: options.{name}: no option of {function.model}; "
+                    f"there is: {there}"
+                )
         options = dict(function.options)
         if function.model == "inert":
             options["description"] = function.description()
@@ -136,7 +141,7 @@ class Machine:
                 config=function.image.data if function.image is not None else b"",
             )
         except ValueError as error:
-            raise self._fail(f"function[{i}] ({function.model})", str(error)) from None
+            raise TopologyError(f"{function.label}: {function.model}: {error}") from None
 
     def _make_root(self) -> Dir:
         root = Dir()

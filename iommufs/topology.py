@@ -32,6 +32,7 @@ class Reserved:
 class Function:
     """One PCI function.
 
+    label       what errors call it
     bdf         "0000:00:06.0"
     image       its config space as firmware left it; None: the model's fields make it
     writable    config dwords by offset and their writable bits, as in vfio.model.Description
@@ -42,6 +43,7 @@ class Function:
     irq         Linux's number of its INTx line; 0: none
     """
 
+    label: str
     bdf: str
     model: str
     options: dict[str, Any]

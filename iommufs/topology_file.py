@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,10 @@ class _Function(_Struct):
     options: dict[str, Any] = {}
 
 
+# What a [[function]] may say.
+FUNCTION_KEYS = _Function.__struct_fields__
+
+
 class _File(_Struct):
     function: tuple[_Function, ...] = ()
     iommu: _Iommu = _Iommu()
@@ -99,41 +104,75 @@ def default() -> Topology:
 
 def load(path: Path) -> Topology:
     """Read a topology; TopologyError."""
+    return parse(read(path), str(path), path.parent)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What parse() takes, from a file; TopologyError."""
     try:
-        text = path.read_bytes().decode()
-        content = tomllib.loads(text)
+        return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise TopologyError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise TopologyError(f"{path}: not a text in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise TopologyError(f"{path}: not TOML: {error}") from None
-    return parse(content, str(path), path.parent)
 
 
-def parse(content: dict[str, Any], source: str, directory: Path) -> Topology:
-    """The topology in decoded TOML. `source` is what errors call it, images lie in `directory`."""
+def parse(
+    content: dict[str, Any], source: str, directory: Path, labels: Mapping[int, str] | None = None
+) -> Topology:
+    """The topology in decoded TOML.
+
+    source     what errors call it
+    directory  where images lie
+    labels     what errors call single functions, where that is not their place in the source
+    """
+    names = _Names(source, labels or {})
     try:
         file = msgspec.convert(content, _File)
     except msgspec.ValidationError as error:
-        raise TopologyError(f"{source}: {_in_one_line(str(error))}") from None
-    return _Resolver(file, source, directory).topology()
+        raise TopologyError(_in_one_line(str(error), names)) from None
+    return _Resolver(file, names, directory).topology()
 
 
-def _in_one_line(error: str) -> str:
+class _Names:
+    """What errors call the parts of a topology."""
+
+    def __init__(self, source: str, labels: Mapping[int, str]) -> None:
+        self.source = source
+        self._labels = labels
+
+    def function(self, i: int) -> str:
+        return self._labels.get(i, f"{self.source}: function[{i}]")
+
+    def key(self, i: int, key: str) -> str:
+        """A key of a function."""
+        return f"{self.function(i)}{': ' if i in self._labels else '.'}{key}"
+
+    def place(self, path: str) -> str:
+        """Where "function[2].group" is."""
+        match = re.fullmatch(r"function\[(\d+)\](?:\.(.*))?", path)
+        if match and int(match[1]) in self._labels:
+            i = int(match[1])
+            return self.key(i, match[2]) if match[2] else self.function(i)
+        return f"{self.source}: {path}" if path else self.source
+
+
+def _in_one_line(error: str, names: _Names) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.function[2].group`", the key first."""
     what, _, where = error.partition(" - at ")
-    key = where.strip("`").removeprefix("$").removeprefix(".")
-    what = what.replace("`", "").replace("Object ", "")
-    return f"{key}: {what[0].lower()}{what[1:]}" if key else f"{what[0].lower()}{what[1:]}"
+    place = names.place(where.strip("`").removeprefix("$").removeprefix("."))
+    what = what.replace("`", "").replace("Object ", "").replace(" | null", "")  # not in TOML
+    return f"{place}: {what[0].lower()}{what[1:]}"
 
 
 class _Resolver:
     """Turns what a file says into a Topology, or into the first fault."""
 
-    def __init__(self, file: _File, source: str, directory: Path) -> None:
+    def __init__(self, file: _File, names: _Names, directory: Path) -> None:
         self._file = file
-        self._source = source
+        self._names = names
         self._directory = directory
         self._bdfs: list[str] = []
         self._images: dict[str, ConfigImage | None] = {}
@@ -157,7 +196,7 @@ class _Resolver:
         }
         iommu = self._file.iommu
         return Topology(
-            source=self._source,
+            source=self._names.source,
             functions=tuple(functions),
             groups=by_group,
             iommu_kind=iommu.kind,
@@ -167,10 +206,10 @@ class _Resolver:
         )
 
     def _fail(self, key: str, expected: str) -> TopologyError:
-        return TopologyError(f"{self._source}: {key}: {expected}")
+        return TopologyError(f"{self._names.source}: {key}: {expected}")
 
     def _fail_at(self, i: int, key: str, expected: str) -> TopologyError:
-        return self._fail(f"function[{i}].{key}", expected)
+        return TopologyError(f"{self._names.key(i, key)}: {expected}")
 
     def _check_reserved(self) -> None:
         for i, reserved in enumerate(self._file.iommu.reserved):
@@ -232,6 +271,7 @@ class _Resolver:
         if irq is None:
             irq = image.interrupt_line if image is not None and image.interrupt_pin else 0
         return Function(
+            label=self._names.function(i),
             bdf=bdf,
             model=config.model,
             options=config.options,

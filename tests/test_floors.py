@@ -18,8 +18,17 @@ FLOORS = [
     ["vfio"],
     ["devices", "iommu"],
     ["tables", "dispatch"],
-    ["fuse", "pci_image", "topology", "topology_file", "sysfs_pci", "sysfs", "machine"],
-    ["server", "unasked", "fdreturn", "logs", "seccomp"],
+    [
+        "fuse",
+        "pci_image",
+        "topology",
+        "topology_file",
+        "device_options",
+        "sysfs_pci",
+        "sysfs",
+        "machine",
+    ],
+    ["server", "unasked", "fdreturn", "logs", "seccomp", "listing"],
     ["namespace", "launcher", "run_server", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}

@@ -1,9 +1,7 @@
 """`edu`: the educational PCI device of QEMU, 1234:11e8 (docs/edu.md is its datasheet).
 
 Where the published datasheet leaves something open, the model does what QEMU 11.1 was seen to do
-in the oracle guest; those places say so. Options:
-
-    dma_mask  addresses of client memory are cut to these bits (default 0xfffffff, 28 bits)
+in the oracle guest; those places say so.
 
 Not here: config space, delivery of interrupts, translation (all behind the Host).
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from iommufs.vfio.model import Bar, Description, DmaError, Host, Model
 
@@ -76,13 +74,17 @@ def width(register: int) -> int:
 
 
 class Edu(Model):
-    """One edu function. Its registers outlive clients and bus resets, as they do in QEMU."""
+    """The educational PCI device of QEMU: factorials, DMA, interrupts.
+
+    Its registers outlive clients and bus resets, as they do in QEMU.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {
+        "dma_mask": "addresses of client memory are cut to these bits (default 0xfffffff)"
+    }
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         super().__init__(host, options)
-        for name in options:
-            if name != "dma_mask":
-                raise ValueError(f"no option {name!r}; there is: dma_mask")
         mask = options.get("dma_mask", DEFAULT_DMA_MASK)
         if type(mask) is not int or not 0 <= mask <= U64:
             raise ValueError(f"dma_mask must be an integer of at most 64 bits, not {mask!r}")

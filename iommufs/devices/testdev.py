@@ -1,9 +1,7 @@
 """`testdev`: QEMU's PCI device for tests of low-level I/O, 1b36:0005 (docs/testdev.md).
 
 Where the published datasheet leaves something open, the model does what QEMU 11.1 was seen to do
-in the oracle guest (oracle probe of 04:02.0). Options:
-
-    membar  size of BAR 2, a memory BAR with nothing behind it (default 0: there is none)
+in the oracle guest (oracle probe of 04:02.0).
 
 Not here: config space, and the eventfds of the tests: a write that QEMU hands to one of them is
 not counted, and that is all.
@@ -13,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from iommufs.vfio.model import Bar, Description, Host, Model
 
@@ -80,11 +78,14 @@ class IoTest:
 
 
 class Testdev(Model):
+    """QEMU's PCI device for tests of low-level I/O."""
+
+    options: ClassVar[Mapping[str, str]] = {
+        "membar": "size of BAR 2, a memory BAR with nothing behind it (default 0: there is none)"
+    }
+
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         super().__init__(host, options)
-        for name in options:
-            if name != "membar":
-                raise ValueError(f"no option {name!r}; there is: membar")
         membar = options.get("membar", 0)
         if type(membar) is not int or (membar and (membar < 16 or membar & membar - 1)):
             raise ValueError(f"membar must be 0 or a power of two of at least 16, not {membar!r}")

@@ -6,15 +6,18 @@ translation are done for it. It describes itself once, then answers `read` and `
 the world through the `Host` handed to it:
 
     class Answer(Model):
+        options = {"answer": "what every register reads as"}
+
         def __init__(self, host, options):
             self.host = host
+            self.answer = options.get("answer", 42)
 
         def describe(self):
             return Description(vendor=0x1234, device=0x0042, class_code=0xff0000,
                                bars={0: Bar(size=4096)}, msi_vectors=1)
 
         def read(self, region, offset, size):
-            return 42
+            return self.answer
 
 Calls to a model are made one at a time, from one thread, and must not wait. What takes time (a DMA
 engine, a timer) is an async function given to `host.start`; it ends with the model's reset or its
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 INTX = 0
 MSI = 1
@@ -130,7 +133,13 @@ class Host(Protocol):
 
 
 class Model:
-    """Base of all models: a function without registers. Override what the device has."""
+    """Base of all models: a function without registers. Override what the device has.
+
+    options  the options that the model understands, each with a line of help; others are refused
+             before the model is made. The first line of the class's docstring is the model's.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         self.host = host

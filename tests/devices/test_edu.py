@@ -303,11 +303,6 @@ def test_a_mask_that_is_none_is_refused(host, options):
         Edu(host, options)
 
 
-def test_an_option_nobody_knows_is_refused(host):
-    with pytest.raises(ValueError, match="no option 'mask'; there is: dma_mask"):
-        Edu(host, {"mask": 1})
-
-
 # -- mappings --------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,3 @@ def test_a_reset_clears_the_memory(inert):
     inert.write(0, 8, 4, 1)
     inert.reset()
     assert inert.read(0, 8, 4) == 0
-
-
-def test_an_option_is_refused(host):
-    with pytest.raises(ValueError, match="no option 'x'"):
-        Inert(host, {"description": DESCRIPTION, "x": 1})

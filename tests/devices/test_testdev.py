@@ -141,8 +141,3 @@ def test_the_ids_and_bars(host, device):
 def test_a_membar_that_is_none_is_refused(host, membar):
     with pytest.raises(ValueError, match="membar must be 0 or a power of two"):
         Model(host, {"membar": membar})
-
-
-def test_an_option_nobody_knows_is_refused(host):
-    with pytest.raises(ValueError, match="no option 'x'; there is: membar"):
-        Model(host, {"x": 1})

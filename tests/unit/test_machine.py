@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from iommufs import machine, topology_file
+from iommufs.devices import MODELS
 from iommufs.errors import UapiError
 from iommufs.fuse.nodes import DeviceNode, lookup
 from iommufs.iommufd.iommu import RegionType
@@ -123,15 +124,19 @@ def test_test_ops_are_off_unless_switched_on(load):
 FAULTS = {
     "a model nobody knows": (
         '[[function]]\nbdf = "00:01.0"\nmodel = "nvme9"\n',
-        "function[0].model: expected one of edu, inert, testdev, got 'nvme9'",
+        f"function[0]: model: expected one of {', '.join(sorted(MODELS))}, got 'nvme9'",
     ),
     "an option nobody knows": (
         EDU + "options = { mask = 1 }",
-        "function[0] (edu): no option 'mask'; there is: dma_mask",
+        "function[0]: options.mask: no option of edu; there is: dma_mask",
     ),
     "an option of the wrong type": (
         EDU + 'options = { dma_mask = "x" }',
-        "function[0] (edu): dma_mask must be an integer of at most 64 bits, not 'x'",
+        "function[0]: edu: dma_mask must be an integer of at most 64 bits, not 'x'",
+    ),
+    "an option for what has none": (
+        EDU.replace("edu", "inert") + 'config = "x.hex"\noptions = { mask = 1 }',
+        "function[0]: options.mask: no option of inert; there is: none",
     ),
     "an IOMMU nobody knows": (
         '[iommu]\nkind = "apple"',
@@ -147,6 +152,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_one_line_that_names_the_file(load, fault, tmp_path):
     text, expected = FAULTS[fault]
+    (tmp_path / "x.hex").write_text("000: 34 12 01 00" + 12 * " 00")
     with pytest.raises(TopologyError) as caught:
         load(text)
     assert str(caught.value) == f"{tmp_path}/machine.toml: {expected}"

@@ -1,0 +1,104 @@
+"""What `iommufs devices` and `iommufs models` print: rows for people, objects for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iommufs.devices import MODELS
+from iommufs.machine import HostFunction, Machine
+from iommufs.topology import Function
+from iommufs.topology_file import FUNCTION_KEYS
+from iommufs.vfio.model import Bar
+
+_UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
+
+
+def devices(machine: Machine) -> list[dict[str, Any]]:
+    """Every function of a machine, in the order of its topology."""
+    return [_device(machine, function) for function in machine.topology.functions]
+
+
+def _device(machine: Machine, function: Function) -> dict[str, Any]:
+    made = machine.functions[function.bdf]
+    description = function.description() if isinstance(made, HostFunction) else made.description
+    return {
+        "bdf": function.bdf,
+        "model": function.model,
+        "id": f"{description.vendor:04x}:{description.device:04x}",
+        "class": f"{description.class_code:06x}",
+        "group": function.group,
+        "driver": function.driver,
+        "cdev": None if function.cdev is None else f"vfio{function.cdev}",
+        "bars": [_bar(index, bar) for index, bar in sorted(description.bars.items())],
+        "rom": len(description.rom),
+        "msi": description.msi_vectors,
+        "msix": description.msix_vectors,
+        "reset_methods": list(function.reset_methods),
+        "hot_reset": list(function.hot_reset),
+        "options": dict(function.options),
+    }
+
+
+def _bar(index: int, bar: Bar) -> dict[str, Any]:
+    return {
+        "index": index,
+        "size": bar.size,
+        "kind": "io" if bar.io else "memory",
+        "mappable": bar.mappable,
+        "bits64": bar.bits64,
+        "prefetchable": bar.prefetchable,
+    }
+
+
+def models() -> list[dict[str, Any]]:
+    """Every model, its line of help and its options, by name."""
+    return [
+        {
+            "model": name,
+            "help": (model.__doc__ or "").strip().partition("\n")[0],
+            "options": dict(model.options),
+        }
+        for name, model in sorted(MODELS.items())
+    ]
+
+
+def devices_text(machine: Machine) -> str:
+    """A table, one line for each function."""
+    heads = ("ADDRESS", "MODEL", "ID", "GROUP", "CDEV", "BARS", "RESET")
+    rows = [heads]
+    for device in devices(machine):
+        bars = [f"{bar['index']}:{_size(bar)}" for bar in device["bars"]]
+        rows.append(
+            (
+                *(device["bdf"], device["model"], device["id"], str(device["group"])),
+                device["cdev"] or f"({device['driver'] or 'no driver'})",
+                " ".join(bars) or "-",
+                ",".join(device["reset_methods"]) or "-",
+            )
+        )
+    return _table(rows)
+
+
+def _size(bar: dict[str, Any]) -> str:
+    kind = "" if bar["kind"] == "memory" else " ports"
+    for shift, unit in _UNITS:
+        if not bar["size"] % (1 << shift):
+            return f"{bar['size'] >> shift}{unit}{kind}"
+    return f"{bar['size']}{kind}"
+
+
+def models_text() -> str:
+    """Each model with its options, and the keys that every function has."""
+    lines = []
+    for model in models():
+        lines.append(f"{model['model']}: {model['help']}")
+        lines += [f"    {name}: {line}" for name, line in model["options"].items()]
+    keys = ", ".join(key for key in FUNCTION_KEYS if key not in ("model", "options"))
+    return "\n".join([*lines, "", f"Keys of every function: {keys}"])
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+             for row in rows)  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
