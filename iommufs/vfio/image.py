@@ -5,6 +5,7 @@ into them: ids, class, BARs, interrupt pin. Without them the fields alone make a
 function: header, then MSI, then MSI-X, one after the other from 0x40 on.
 """
 
+from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio.hardware import (
     COMMAND,
@@ -48,6 +49,7 @@ def check(description: Description) -> None:
         smallest = 4 if bar.io else 16
         if bar.size & (bar.size - 1) or not smallest <= bar.size <= 1 << 40:
             raise BadDescription(f"BAR {index}: size {bar.size:#x}")
+        _check_mapped(index, bar)
         slots = {index, index + 1} if bar.bits64 else {index}
         if slots & taken or not slots <= set(range(N_BARS)):
             raise BadDescription(f"BAR {index} has no room")
@@ -66,6 +68,21 @@ def check(description: Description) -> None:
                 raise BadDescription(f"MSI-X {what} at {offset:#x} of BAR {index}")
     if len(description.config) not in (0, 256, 4096):
         raise BadDescription(f"{len(description.config)} bytes of config space")
+
+
+def _check_mapped(index: int, bar: Bar) -> None:
+    if bar.mapped and (bar.io or not bar.mappable):
+        raise BadDescription(f"BAR {index} cannot be mapped, nor parts of it")
+    end = 0
+    for offset, length in bar.mapped:
+        if (
+            offset < end
+            or not length
+            or (offset | length) % PAGE_SIZE
+            or offset + length > bar.size
+        ):
+            raise BadDescription(f"BAR {index}: mapped part {offset:#x}, {length:#x} bytes")
+        end = offset + length
 
 
 def power_on(description: Description) -> bytes:

@@ -1,20 +1,41 @@
 """What a device, its regions and its interrupts are."""
 
 import errno
+import struct
+from collections.abc import Sequence
 
 from iommufs import uapi
 from iommufs.errors import UapiError
 from iommufs.ucmd import Ucmd
 from iommufs.vfio import irqs
 from iommufs.vfio.bars import OFFSET_SHIFT
-from iommufs.vfio.regions import N_REGIONS
+from iommufs.vfio.regions import N_REGIONS, Region
+
+CAP_HEADER = uapi.sizeof("vfio_info_cap_header")
 
 
-def info_cap(id: int, version: int, next: int) -> bytes:
-    """The header of one entry of a capability chain (struct vfio_info_cap_header)."""
-    return b"".join(
-        (id.to_bytes(2, "little"), version.to_bytes(2, "little"), next.to_bytes(4, "little"))
-    )
+def info_caps(start: int, caps: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """A chain of capabilities (id, version, what follows the header) that begins at `start`.
+
+    Each is aligned to eight bytes and says where the next one begins (vfio_info_cap_add()).
+    """
+    chain = b""
+    for number, (id, version, data) in enumerate(caps, 1):
+        size = -(-(CAP_HEADER + len(data)) // 8) * 8
+        next = start + len(chain) + size if number < len(caps) else 0
+        chain += (struct.pack("<HHI", id, version, next) + data).ljust(size, b"\0")
+    return chain
+
+
+def _region_caps(region: Region) -> list[tuple[int, int, bytes]]:
+    caps = []
+    if region.msix and region.flags & uapi.VFIO_REGION_INFO_FLAG_MMAP:
+        caps.append((uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, b""))
+    if region.mapped:
+        areas = b"".join(struct.pack("<QQ", *area) for area in region.mapped)
+        data = struct.pack("<II", len(region.mapped), 0) + areas
+        caps.append((uapi.VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, data))
+    return caps
 
 
 async def device_get_info(ucmd: Ucmd) -> None:
@@ -49,11 +70,8 @@ async def device_get_region_info(ucmd: Ucmd) -> None:
     region = table[cmd.index]
     cmd.flags, cmd.size, cmd.offset = region.flags, region.size, cmd.index << OFFSET_SHIFT
     cmd.cap_offset = 0
-    chain = b""
-    if region.msix and region.flags & uapi.VFIO_REGION_INFO_FLAG_MMAP:
-        chain = info_cap(uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, 0)
-    if chain:
-        size = uapi.sizeof("vfio_region_info")
+    size = uapi.sizeof("vfio_region_info")
+    if chain := info_caps(size, _region_caps(region)):
         cmd.flags |= uapi.VFIO_REGION_INFO_FLAG_CAPS
         if cmd.argsz < size + len(chain):
             cmd.argsz = size + len(chain)

@@ -56,6 +56,8 @@ class Bar:
 
     size      bytes, a power of two, at least 16 (memory) or 4 (I/O ports)
     mappable  a client may mmap it: stores then reach the model only through Host.watch
+    mapped    (offset, length) of what may be mapped of it, whole pages, for a BAR some of whose
+              registers must trap: clients are told so (sparse mmap); empty: all of it
     """
 
     size: int
@@ -63,6 +65,7 @@ class Bar:
     io: bool = False
     bits64: bool = False
     prefetchable: bool = False
+    mapped: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,16 @@ OFFSET_MASK = (1 << OFFSET_SHIFT) - 1
 
 @dataclass(frozen=True)
 class Region:
-    """What GET_REGION_INFO says of one index. `msix`: the MSI-X table lies in it."""
+    """What GET_REGION_INFO says of one index.
+
+    msix    the MSI-X table lies in it
+    mapped  (offset, length) of what can be mapped of it; empty: all, if MMAP is among the flags
+    """
 
     size: int
     flags: int
     msix: bool = False
+    mapped: tuple[tuple[int, int], ...] = ()
 
 
 class Regions:
@@ -52,19 +57,25 @@ class Regions:
         mappable = bar.mappable and not bar.io and whole_pages
         table = self._function.msix_table
         return Region(
-            bar.size, READ | WRITE | (MMAP if mappable else 0), bool(table and table[0] == index)
+            bar.size,
+            READ | WRITE | (MMAP if mappable else 0),
+            msix=bool(table and table[0] == index),
+            mapped=bar.mapped if mappable else (),
         )
 
     def check_mmap(self, position: int, length: int) -> None:
         """Whether a client may map that much of the device file, whole pages: EINVAL.
 
-        Source: vfio_pci_core_mmap()
+        Source: vfio_pci_core_mmap(); drivers with sparse regions refuse what lies in the gaps
         """
         index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
         if index >= len(self.table) or not self.table[index].flags & MMAP:
             raise UapiError(errno.EINVAL, f"region {index} is not mapped")
         if offset + length > -(-self.table[index].size // PAGE_SIZE) * PAGE_SIZE:
             raise UapiError(errno.EINVAL, f"{offset:#x} + {length:#x} is past region {index}")
+        parts = self.table[index].mapped
+        if parts and not any(at <= offset and offset + length <= at + size for at, size in parts):
+            raise UapiError(errno.EINVAL, f"{offset:#x} + {length:#x} traps in region {index}")
 
     def read(self, position: int, size: int) -> bytes:
         """Bytes of the device file; EINVAL, EFAULT (config space), EIO."""

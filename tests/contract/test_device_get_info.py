@@ -1,8 +1,14 @@
 """GET_INFO, GET_REGION_INFO, GET_IRQ_INFO; source: oracle probe, section info, and functions."""
 
+import contextlib
+import struct
+
 import pytest
 
 from iommufs import uapi
+from iommufs.devices.inert import Inert
+from iommufs.errors import UapiError
+from iommufs.vfio.model import Bar, Description
 from tests.contract.client import refused
 from tests.contract.vfio_client import ALL, EDU, EDU_BRIDGE, IGB, NIC0, NIC1, NVME, TESTDEV
 
@@ -110,3 +116,65 @@ async def test_too_small_is_einval_and_no_memory_is_efault(vfio, number, struct,
         await vfio.call(df, number, struct, argsz=argsz)
     with refused("EFAULT"):
         await vfio.ioctl(df, number, 0)
+
+
+SPARSE = Description(
+    vendor=1, device=1, class_code=0, msix_vectors=4, msix_table=(2, 0), msix_pba=(2, 0x1000),
+    bars={
+        0: Bar(0x4000, mappable=True, mapped=((0x1000, 0x1000), (0x3000, 0x1000))),
+        2: Bar(0x4000, mappable=True, mapped=((0x2000, 0x2000),)),
+    },
+)  # fmt: skip
+
+
+async def sparse(vfio):
+    device = vfio.add("0000:00:1e.0", lambda host: Inert(host, {"description": SPARSE}))
+    return await vfio.bound(device.index)
+
+
+async def test_parts_that_can_be_mapped_are_told(vfio):
+    df = await sparse(vfio)
+    info = await region_info(vfio, df, index=0, tail=bytes(48))
+    assert (info.flags, info.size, info.cap_offset) == (15, 0x4000, 32)
+    header = struct.pack("<HHIII", 1, 1, 0, 2, 0)
+    assert vfio.tail == header + struct.pack("<QQQQ", 0x1000, 0x1000, 0x3000, 0x1000)
+
+
+@pytest.mark.parametrize(
+    ("argsz", "needed", "cap_offset"), [(32, 72, 0), (71, 72, 0), (72, 72, 32), (80, 80, 32)]
+)
+async def test_two_capabilities_are_one_chain(vfio, argsz, needed, cap_offset):
+    df = await sparse(vfio)
+    info = await region_info(vfio, df, index=2, argsz=argsz, tail=bytes(48))
+    assert (info.argsz, info.cap_offset, info.flags) == (needed, cap_offset, 15)
+    chain = struct.pack("<HHIHHIIIQQ", 3, 1, 40, 1, 1, 0, 1, 0, 0x2000, 0x2000)
+    assert vfio.tail == (chain if cap_offset else bytes(40)) + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("length", "offset", "allowed"),
+    [
+        (0x1000, 0x1000, True),
+        (0x1000, 0x3000, True),
+        (0x1000, 0, False),
+        (0x2000, 0x1000, False),
+        (0x3000, 0x1000, False),
+        (0x2000, 0x3000, False),
+        (0x2000, 2 << 40 | 0x2000, True),
+    ],
+)
+async def test_gaps_cannot_be_mapped(vfio, length, offset, allowed):
+    df = await sparse(vfio)
+    if allowed:
+        df.check_mmap(vfio.caller, -1, length, 3, offset)
+    else:
+        with refused("EINVAL"), as_os_error():
+            df.check_mmap(vfio.caller, -1, length, 3, offset)
+
+
+@contextlib.contextmanager
+def as_os_error():
+    try:
+        yield
+    except UapiError as error:
+        raise OSError(error.errno, str(error)) from error

@@ -65,6 +65,11 @@ def test_without_intx_there_is_no_pin():
     [
         {"bars": {0: Bar(4097)}},
         {"bars": {0: Bar(8)}},
+        {"bars": {0: Bar(8192, mapped=((0, 4096),))}},
+        {"bars": {0: Bar(8192, mappable=True, io=True, mapped=((0, 4096),))}},
+        {"bars": {0: Bar(8192, mappable=True, mapped=((0, 2048),))}},
+        {"bars": {0: Bar(8192, mappable=True, mapped=((4096, 8192),))}},
+        {"bars": {0: Bar(8192, mappable=True, mapped=((4096, 4096), (0, 4096)))}},
         {"bars": {0: Bar(2, io=True)}},
         {"bars": {6: Bar(4096)}},
         {"bars": {5: Bar(4096, bits64=True)}},
