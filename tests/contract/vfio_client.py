@@ -108,7 +108,9 @@ class VfioClient:
 
     @staticmethod
     def _model(described):
-        options = {"description": described.description()} if described.model == "inert" else {}
+        options = dict(described.options)
+        if described.model == "inert":
+            options["description"] = described.description()
         return lambda host: MODELS[described.model](host, options)
 
     def spawn(self, task):
