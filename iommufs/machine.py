@@ -25,7 +25,7 @@ from iommufs.iommufd.ctx import statistics as iommufd_statistics
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
 from iommufs.iommufd.mmap import Arena
 from iommufs.topology import Function, Topology, TopologyError
-from iommufs.vfio import reset, watch
+from iommufs.vfio import refused, reset, watch
 from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
@@ -174,6 +174,7 @@ class Machine:
     async def run(self) -> None:
         """Until cancelled; the models' tasks end with it."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(refused.pump)
             await watch.pump()
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -187,6 +188,7 @@ class Machine:
 
     def statistics(self) -> dict[str, Any]:
         """Everything that clients make and that must go with them, and counters of each device."""
+        refused.drain()
         return {
             "iommufd": iommufd_statistics(),
             "files": len(self.files),
@@ -194,7 +196,7 @@ class Machine:
             "open_groups": [number for number, group in self.vfio_groups.items() if group.opened],
             "owned_groups": [number for number, group in self.groups.items() if group.owned],
             "functions": {
-                device.function.address: dict(device.function.counters) for device in self.devices
+                device.function.address: device.function.statistics() for device in self.devices
             },
         }
 

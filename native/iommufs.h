@@ -206,12 +206,21 @@ size_t iofs_domain_read_dirty(struct iofs_domain *domain, uint64_t *iova, uint64
                               struct iofs_range *out, size_t n);
 
 /* ---- dma: what a device does through a domain ------------------------------------------------ */
-enum iofs_dma_reason { IOFS_DMA_OK, IOFS_DMA_UNMAPPED, IOFS_DMA_PERMISSION, IOFS_DMA_GONE };
+enum iofs_dma_reason {
+  IOFS_DMA_OK,
+  IOFS_DMA_UNMAPPED,
+  IOFS_DMA_PERMISSION,
+  IOFS_DMA_GONE,     /* the client's memory is no more */
+  IOFS_DMA_NO_MASTER, /* the device may not: bus mastering is off. This and the next are not said
+                       * here, but by those who have no domain to ask */
+  IOFS_DMA_DETACHED,
+  IOFS_N_DMA_REASONS
+};
 
 struct iofs_dma_fault {
   uint64_t iova;   /* the first byte that could not be translated */
   uint32_t write;  /* 1: the device wanted to write */
-  uint32_t reason; /* enum iofs_dma_reason; GONE: the client's memory is no more */
+  uint32_t reason; /* enum iofs_dma_reason */
 };
 
 /* Copy between buf and [iova, iova + length). EFAULT: *fault says why; nothing has moved if it is
@@ -221,6 +230,28 @@ int iofs_dma_read(struct iofs_domain *domain, uint64_t iova, void *buf, size_t l
                   struct iofs_dma_fault *fault);
 int iofs_dma_write(struct iofs_domain *domain, uint64_t iova, const void *buf, size_t length,
                    struct iofs_dma_fault *fault);
+
+/* ---- refused: what devices were not allowed to do --------------------------------------------
+ *
+ * One ledger for each device that does DMA by itself in C. Every refused DMA counts; of each way to
+ * be refused (read or write, reason) the first since the last look is kept with its particulars, so
+ * a device that runs wild costs no memory.
+ */
+struct iofs_refused;
+
+struct iofs_refusals {
+  uint64_t cookie, n;    /* whose ledger; how many since the last look */
+  uint64_t iova, length; /* of the first of them: the byte that was refused, the whole request */
+  uint32_t write, reason;
+};
+
+int iofs_refused_new(uint64_t cookie, struct iofs_refused **out); /* ENOMEM */
+void iofs_refused_free(struct iofs_refused *refused); /* takes NULL; what was not fetched is lost */
+/* From any thread; does not wait. length: of the request that the fault was in. */
+void iofs_refused_report(struct iofs_refused *refused, const struct iofs_dma_fault *fault,
+                         uint64_t length);
+int iofs_refused_fd(void); /* an eventfd, readable while iofs_refused_next() has something */
+int iofs_refused_next(struct iofs_refusals *out); /* 1: written; 0: none, of no device */
 
 /* ---- access: how a device without an IOMMU reaches an IOAS ----------------------------------- */
 int iofs_access_new(int needs_pin_pages, int internal, struct iofs_access **out);

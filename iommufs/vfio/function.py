@@ -30,6 +30,7 @@ from iommufs.vfio.hardware import (
 )
 from iommufs.vfio.host import FunctionHost
 from iommufs.vfio.model import Model
+from iommufs.vfio.refused import RefusedDma
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,7 @@ class PciFunction:
         self.iommu = iommu
         self.group = group
         self.counters: Counter[str] = Counter()
+        self.refused = RefusedDma(address)
         self.host = FunctionHost(self)
         self.model = make_model(self.host)
         self.description = self.model.describe()
@@ -97,6 +99,11 @@ class PciFunction:
             self._guard("close", self.model.close)
         with contextlib.suppress(UapiError):
             self.reset()
+        self.refused.sum_up()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of all that happened to it, and what the IOMMU refused it."""
+        return {**self.counters, "DMA refused": self.refused.statistics()}
 
     def reset(self) -> None:
         """What opening and closing do: registers as after boot; the model too, if it can be."""

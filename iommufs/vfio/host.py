@@ -10,18 +10,9 @@ import structlog
 from iommufs import jobs
 from iommufs._native import ffi, lib
 from iommufs.vfio.model import DmaError
+from iommufs.vfio.refused import REASONS, is_said
 
 log = structlog.get_logger(__name__)
-
-# A device in trouble repeats itself: of one kind of report, the first few are logged, then every
-# one whose number is a power of two.
-REPORTS_IN_FULL = 8
-
-_REASONS = {
-    lib.IOFS_DMA_UNMAPPED: "unmapped",
-    lib.IOFS_DMA_PERMISSION: "permission",
-    lib.IOFS_DMA_GONE: "memory gone",
-}
 
 
 class FunctionHost:
@@ -48,24 +39,26 @@ class FunctionHost:
     async def _dma(self, iova: int, data: Any, length: int) -> Any:
         """A finished job without a fault, to be freed by the caller; DmaError."""
         function = self._function
+        access = "read" if data == ffi.NULL else "write"
         if not function.bus_master:
-            raise self._refused(iova, length, "bus master off")
+            raise self._refused(iova, length, access, "bus master off")
         device = function.iommu_device
         domain = device.domain if device else None
         if not domain:
-            raise self._refused(iova, length, "not attached")
+            raise self._refused(iova, length, access, "not attached")
         job = await jobs.finish(lib.iofs_job_dma(domain, iova, data, length))
         if lib.iofs_job_result(job) < 0:
             fault = lib.iofs_job_fault(job)
-            reason = _REASONS.get(fault.reason, "unmapped")
-            bad = fault.iova
+            bad, reason = iova, "out of memory"  # of ours
+            if fault.reason != lib.IOFS_DMA_OK:
+                bad, reason = fault.iova, REASONS[fault.reason]
             lib.iofs_job_free(job)
-            raise self._refused(bad, length, reason)
+            raise self._refused(bad, length, access, reason)
         function.counters["dma_bytes"] += length
         return job
 
-    def _refused(self, iova: int, length: int, reason: str) -> DmaError:
-        self.report("DMA refused", iova=hex(iova), length=length, reason=reason)
+    def _refused(self, iova: int, length: int, access: str, reason: str) -> DmaError:
+        self._function.refused.add(iova, length, access, reason)
         return DmaError(iova, reason)
 
     # ---- interrupts
@@ -126,5 +119,5 @@ class FunctionHost:
         counters = self._function.counters
         counters[event] += 1
         count = counters[event]
-        if count <= REPORTS_IN_FULL or count & count - 1 == 0:
+        if is_said(count - 1, count):
             log.warning(event, device=self._function.address, count=count, **details)

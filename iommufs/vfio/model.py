@@ -41,7 +41,8 @@ class DmaError(Exception):
     """The IOMMU, or bus mastering being off, refused a DMA; no byte was moved.
 
     iova    the first byte that was refused
-    reason  "unmapped", "permission", "bus master off", "not attached" or "memory gone"
+    reason  "unmapped", "permission", "bus master off", "not attached", "memory gone" or (of ours)
+            "out of memory"
     """
 
     def __init__(self, iova: int, reason: str) -> None:

@@ -79,7 +79,7 @@ async def refused_store(setup, iova):
     before = setup.memory[0 : 3 * PAGE]
     await setup.store(iova, 256)
     assert setup.memory[0 : 3 * PAGE] == before
-    assert setup.df.function.counters["DMA refused"] == 1
+    assert setup.df.function.refused.total == 1
 
 
 @pytest.mark.logs("'reason': 'permission'")
@@ -138,9 +138,16 @@ async def test_a_device_in_trouble_does_not_fill_the_log(setup, log_lines):
     for _ in range(100):
         with pytest.raises(DmaError):
             await setup.df.function.host.dma_read(0, 4)
-    assert setup.df.function.counters["DMA refused"] == 100
+    assert setup.df.function.refused.total == 100
     counts = [entry["count"] for entry in log_lines if entry["event"] == "DMA refused"]
     assert counts == [*range(1, 9), 16, 32, 64]
+    setup.vfio.close(setup.df)
+    assert log_lines[-1]["event"] == "DMA refused, in all"
+    assert log_lines[-1]["read, bus master off"] == 100
+    assert setup.df.function.statistics()["DMA refused"] == {
+        "read, bus master off": 100,
+        "last": {"iova": 0, "access": "read", "reason": "bus master off"},
+    }
 
 
 async def test_closing_the_device_stops_its_engine_and_leaves_nothing(setup):
