@@ -169,3 +169,11 @@ class Model:
 
     def dma_unmap(self, iova: int, length: int) -> None:
         """Let go of pins in this range (devices without an IOMMU only)."""
+
+    def make_vf(self, host: Host, index: int) -> Model | None:
+        """The inside of virtual function `index`; `host` is its own. None: nothing is inside.
+
+        Asked once, when the function is enabled for the first time. Vendor and device in its
+        description do not count: they are the capability's. Its BARs are sized as described there.
+        """
+        return None
