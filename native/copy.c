@@ -57,22 +57,41 @@ int copy_list_add(struct copy_list *list, const struct copy_run *run) {
   return 0;
 }
 
-static int move_run(const struct copy_run *run, unsigned char *buf, int write) {
-  if (!run->window)
-    return write ? mm_write(run->mm, run->address, buf, run->length)
-                 : mm_read(run->mm, run->address, buf, run->length);
+static int move_window(const struct copy_run *run, unsigned char *buf, int write) {
   if (!write)
     return guard_copy(buf, run->memory, run->length);
   return run->window->writable ? guard_copy(run->memory, buf, run->length) : -EFAULT;
 }
 
+/* Runs of one client's private memory, side by side, as many as go into one call. */
+static int move_private(const struct copy_run *run, size_t *n, unsigned char *buf, int write,
+                        uint64_t *done) {
+  struct mm_span spans[16];
+  size_t limit = *n < sizeof spans / sizeof *spans ? *n : sizeof spans / sizeof *spans;
+  for (*n = 0; *n < limit && !run[*n].window && run[*n].mm == run->mm; ++*n)
+    spans[*n] = (struct mm_span){run[*n].address, run[*n].length};
+  return mm_move(run->mm, spans, *n, buf, write, done);
+}
+
 int copy_list_move(const struct copy_list *list, void *buf, int write, uint64_t *done) {
+  unsigned char *at = buf;
+  size_t n;
   *done = 0;
-  for (size_t i = 0; i < list->n; i++) {
-    int err = move_run(&list->runs[i], (unsigned char *)buf + *done, write);
+  for (size_t i = 0; i < list->n; i += n) {
+    const struct copy_run *run = &list->runs[i];
+    uint64_t moved = 0;
+    int err;
+    n = list->n - i;
+    if (run->window) {
+      n = 1;
+      if (!(err = move_window(run, at, write)))
+        moved = run->length;
+    } else
+      err = move_private(run, &n, at, write, &moved);
+    *done += moved;
+    at += moved;
     if (err)
       return err;
-    *done += list->runs[i].length;
   }
   return 0;
 }

@@ -32,7 +32,7 @@ void copy_list_free(struct copy_list *list);
 int copy_list_add(struct copy_list *list, const struct copy_run *run);
 
 /* Move the bytes of all runs into buf, or out of it (write: to the client). EFAULT at memory that
- * is gone; *done: bytes before the run that failed. */
+ * is gone; *done: bytes before the run, or the page, that failed. */
 int copy_list_move(const struct copy_list *list, void *buf, int write, uint64_t *done);
 
 #endif

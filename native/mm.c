@@ -99,6 +99,7 @@ static int find_or_add(int tgid, int dir, struct iofs_mm **out) {
     alloc_free(mm);
     return err;
   }
+  mm_learn_secret(mm);
   mm->next = buckets[(unsigned)tgid % N_BUCKETS];
   buckets[(unsigned)tgid % N_BUCKETS] = mm;
   stats.mms++;
@@ -159,30 +160,4 @@ int mm_is_forbidden(uint32_t major, uint32_t minor) {
     found = forbidden[i].major == major && forbidden[i].minor == minor;
   pthread_mutex_unlock(&lock);
   return found;
-}
-
-static int move(const struct iofs_mm *mm, uint64_t address, unsigned char *buf, size_t length,
-                int write) {
-  while (length) {
-    if (address > INT64_MAX)
-      return -EFAULT;
-    ssize_t done = write ? pwrite(mm->mem_fd, buf, length, (off_t)address)
-                         : pread(mm->mem_fd, buf, length, (off_t)address);
-    if (done < 0 && errno == EINTR)
-      continue;
-    if (done <= 0) /* 0: the address space is no more */
-      return -EFAULT;
-    address += (uint64_t)done;
-    buf += done;
-    length -= (size_t)done;
-  }
-  return 0;
-}
-
-int mm_read(const struct iofs_mm *mm, uint64_t address, void *buf, size_t length) {
-  return move(mm, address, buf, length, 0);
-}
-
-int mm_write(const struct iofs_mm *mm, uint64_t address, const void *buf, size_t length) {
-  return move(mm, address, (unsigned char *)buf, length, 1);
 }

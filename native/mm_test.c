@@ -71,6 +71,89 @@ static void test_errors(void) {
   CHECK_EQ(stats.mms, 0);
 }
 
+/* Many spans in one call, some of them odd, both ways, against the memory itself. */
+static void test_many_spans(void) {
+  enum { SIZE = 1 << 20, N = 150 };
+  static unsigned char mirror[SIZE], buf[SIZE];
+  unsigned char *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  struct mm_span spans[N];
+  struct iofs_mm *mm;
+  uint64_t state = 1, done, at = 0;
+  CHECK(memory != MAP_FAILED);
+  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK(mm->secret_at);
+  for (size_t i = 0; i < N; i++) {
+    at += test_random(&state) % 2000;
+    spans[i] = (struct mm_span){(uintptr_t)memory + at, 1 + test_random(&state) % 4900};
+    at += spans[i].length;
+  }
+  CHECK(at <= SIZE);
+  for (size_t i = 0; i < SIZE; i++)
+    buf[i] = (unsigned char)test_random(&state);
+  for (size_t i = 0, from = 0; i < N; from += spans[i++].length)
+    memcpy(mirror + (spans[i].address - (uintptr_t)memory), buf + from, spans[i].length);
+  CHECK_EQ(mm_move(mm, spans, N, buf, 1, &done), 0);
+  CHECK(!memcmp(mirror, memory, SIZE));
+  static unsigned char back[SIZE];
+  uint64_t total = done;
+  CHECK_EQ(mm_move(mm, spans, N, back, 0, &done), 0);
+  CHECK_EQ(done, total);
+  CHECK(!memcmp(buf, back, total));
+  iofs_mm_put(mm);
+  munmap(memory, SIZE);
+}
+
+/* What only the file can do, in the middle of what process_vm_* can: write to read-only pages. And
+ * where memory ends. */
+static void test_the_file_goes_on(void) {
+  enum { SIZE = 16 * 4096 };
+  unsigned char *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  static unsigned char buf[SIZE];
+  struct iofs_mm *mm;
+  uint64_t done;
+  CHECK(memory != MAP_FAILED);
+  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  memset(buf, 7, SIZE);
+  CHECK_EQ(mprotect(memory + 4 * 4096, 4096, PROT_READ), 0);
+  CHECK_EQ(mm_write(mm, (uintptr_t)memory, buf, SIZE), 0);
+  CHECK(!memcmp(memory, buf, SIZE));
+  CHECK_EQ(munmap(memory + 12 * 4096, 4096), 0);
+  struct mm_span span = {(uintptr_t)memory + 100, SIZE - 100};
+  CHECK_EQ(mm_move(mm, &span, 1, buf, 0, &done), -EFAULT);
+  CHECK_EQ(done, 12 * 4096 - 100);
+  iofs_mm_put(mm);
+  munmap(memory, SIZE);
+}
+
+/* The process is another program now, whose memory is where the old one's was. */
+static void test_another_secret_is_not_touched(void) {
+  enum { SIZE = 16 * 4096 };
+  unsigned char *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  static unsigned char buf[SIZE];
+  struct iofs_mm *mm;
+  CHECK(memory != MAP_FAILED);
+  struct child child = start_child(NULL);
+  CHECK_EQ(iofs_mm_open(child.pid, &mm), 0);
+  int theirs = mm->tgid;
+  mm->tgid = getpid(); /* a fork has the same secret, so give us another one */
+  mm->secret[0] ^= 1;
+  memset(buf, 9, SIZE);
+  CHECK_EQ(mm_write(mm, (uintptr_t)memory, buf, SIZE), 0); /* went to the child, by the file */
+  for (size_t i = 0; i < SIZE; i++)
+    CHECK_EQ(memory[i], 0);
+  memset(buf, 0, SIZE);
+  CHECK_EQ(mm_read(mm, (uintptr_t)memory, buf, SIZE), 0);
+  CHECK(buf[0] == 9 && buf[SIZE - 1] == 9);
+  mm->tgid = theirs;
+  mm->secret[0] ^= 1;
+  iofs_mm_put(mm);
+  end_child(&child);
+  munmap(memory, SIZE);
+}
+
 static void test_a_fork_is_another_address_space(void) {
   static char word[16] = "parent";
   struct iofs_mm *mine, *theirs;
@@ -156,6 +239,9 @@ static void test_mappings_by_question_and_by_text_agree(void) {
 int main(void) {
   RUN(test_one_address_space_is_one_handle);
   RUN(test_errors);
+  RUN(test_many_spans);
+  RUN(test_the_file_goes_on);
+  RUN(test_another_secret_is_not_touched);
   RUN(test_a_fork_is_another_address_space);
   RUN(test_an_exit_ends_it);
   RUN(test_an_exec_ends_it_and_begins_another);
