@@ -16,6 +16,7 @@
 #include "bench.h"
 #include "domain.h"
 #include "iommufs.h"
+#include "iotlb.h"
 #include "mm.h"
 
 #define ROUNDS 9
@@ -201,6 +202,58 @@ static void dma(const char *figure, const char *address, size_t length, int n) {
   unmap(K64);
 }
 
+/* ---- translation ----------------------------------------------------------------------------- */
+
+#define N_IOVAS 256 /* pages, looked up again and again */
+
+static void round_of_hits(struct series *series, const uint64_t *iovas, int n) {
+  uint64_t sum = 0, start = now_ns();
+  for (int i = 0; i < n; i++)
+    sum += iotlb_find(domain, iovas[i % N_IOVAS])->start;
+  __asm__ volatile("" ::"r"(sum));
+  series_add(series, start, (uint64_t)n);
+}
+
+static void round_of_walks(struct series *series, const uint64_t *iovas, int n) {
+  struct pt_leaf leaf;
+  uint64_t start = now_ns();
+  for (int i = 0; i < n; i++)
+    MUST(pt_find(&domain->pt, iovas[i % N_IOVAS], &leaf));
+  series_add(series, start, (uint64_t)n);
+}
+
+static void round_of_misses(struct series *series, const uint64_t *iovas, int n) {
+  uint64_t start = now_ns();
+  for (int i = 0; i < n; i++)
+    MUST(iotlb_fill(domain, iovas[i % N_IOVAS], 1));
+  series_add(series, start, (uint64_t)n);
+}
+
+/* 4 KiB leaves, in random order. */
+static void translation(void) {
+  struct series hits = {0}, walks = {0}, misses = {0};
+  uint64_t iovas[N_IOVAS], state = 1;
+  map(large, N_IOVAS * K4); /* too short for a larger leaf */
+  MUST(leaves(N_IOVAS * K4) == N_IOVAS);
+  for (int i = 0; i < N_IOVAS; i++)
+    iovas[i] = IOVA + (uint64_t)i * K4 + random_u64(&state) % K4;
+  for (int i = N_IOVAS; --i;) {
+    int other = (int)(random_u64(&state) % (unsigned)i);
+    uint64_t iova = iovas[i];
+    iovas[i] = iovas[other];
+    iovas[other] = iova;
+  }
+  for (int round = 0; round < ROUNDS; round++) {
+    round_of_misses(&misses, iovas, 100000);
+    round_of_hits(&hits, iovas, 100000);
+    round_of_walks(&walks, iovas, 100000);
+  }
+  report("translation: IOTLB hit", &hits, "page walk", &walks, "\"pages\": %d", N_IOVAS);
+  report("translation: IOTLB miss, with its walk", &misses, "page walk", &walks, "\"pages\": %d",
+         N_IOVAS);
+  unmap(N_IOVAS * K4);
+}
+
 int main(void) {
   struct iofs_domain_config config = {
       .aperture_last = (1ull << 48) - 1, .pgsize_bitmap = K4 | M2 | G1, .format = IOFS_PT_VTD};
@@ -208,6 +261,7 @@ int main(void) {
   MUST(!iofs_mm_open(client, &mm) && (iopt = iofs_iopt_new()));
   MUST(!iofs_domain_new(&config, &domain) && !iofs_iopt_add_domain(iopt, domain));
   maps();
+  translation();
   dma("DMA 64 B, shared memory", shared, 64, 50000);
   dma("DMA 4 KiB, shared memory", shared, K4, 20000);
   dma("DMA 64 KiB, shared memory", shared, K64, 2000);

@@ -9,12 +9,31 @@
 
 void copy_list_init(struct copy_list *list) {
   list->n = 0;
+  list->borrows = 0;
   list->capacity = sizeof list->few / sizeof *list->few;
   list->runs = list->few;
 }
 
-void copy_list_free(struct copy_list *list) {
+void copy_list_init_borrowing(struct copy_list *list) {
+  copy_list_init(list);
+  list->borrows = 1;
+}
+
+static void hold(const struct copy_run *run) {
+  if (run->window)
+    window_get(run->window);
+  else
+    iofs_mm_get(run->mm);
+}
+
+void copy_list_hold(struct copy_list *list) {
   for (size_t i = 0; i < list->n; i++)
+    hold(&list->runs[i]);
+  list->borrows = 0;
+}
+
+void copy_list_free(struct copy_list *list) {
+  for (size_t i = 0; i < list->n && !list->borrows; i++)
     if (list->runs[i].window)
       window_put(list->runs[i].window);
     else
@@ -49,10 +68,8 @@ int copy_list_add(struct copy_list *list, const struct copy_run *run) {
   }
   if (list->n == list->capacity && grow(list))
     return -ENOMEM;
-  if (run->window)
-    window_get(run->window);
-  else
-    iofs_mm_get(run->mm);
+  if (!list->borrows)
+    hold(run);
   list->runs[list->n++] = *run;
   return 0;
 }

@@ -21,14 +21,19 @@ struct copy_run {
 
 struct copy_list {
   size_t n, capacity;
+  int borrows; /* until copy_list_hold(): the caller knows that the memory stays */
   struct copy_run *runs;
   struct copy_run few[4];
 };
 
 void copy_list_init(struct copy_list *list);
+/* For a caller under whose lock the memory stays: no references are taken before the hold. */
+void copy_list_init_borrowing(struct copy_list *list);
+void copy_list_hold(struct copy_list *list);
 void copy_list_free(struct copy_list *list);
 
-/* Append a run, taking references of its own; one that continues the last is merged. ENOMEM. */
+/* Append a run, with references of its own unless borrowing; one that continues the last is merged.
+ * ENOMEM. */
 int copy_list_add(struct copy_list *list, const struct copy_run *run);
 
 /* Move the bytes of all runs into buf, or out of it (write: to the client). EFAULT at memory that

@@ -1,46 +1,18 @@
 /*
  * What a device does through a domain: the whole span is translated first, under the lock of the
- * page table, then copied without any lock, from memory that is held meanwhile.
+ * page table, then copied; private memory, which may take any time, without a lock.
  */
 #include <errno.h>
+#include <stdatomic.h>
 
-#include "copy.h"
-#include "domain.h"
-#include "pages.h"
+#include "iotlb.h"
+
+#define QUICK (1u << 20) /* bytes */
 
 static int refuse(struct iofs_dma_fault *fault, uint64_t iova, int write,
                   enum iofs_dma_reason reason) {
   *fault = (struct iofs_dma_fault){iova, (uint32_t)!!write, reason};
   return -EFAULT;
-}
-
-/* How much of [iova, iova + length) one physical run covers, from the leaf at iova on. */
-static uint64_t extend(const struct pt *pt, uint64_t iova, uint64_t length,
-                       const struct pt_leaf *leaf) {
-  uint64_t run = leaf->length;
-  struct pt_leaf next;
-  while (run < length && pt_find(pt, iova + run, &next) && next.phys == leaf->phys + run &&
-         next.prot == leaf->prot)
-    run += next.length;
-  return run < length ? run : length;
-}
-
-/* Append the memory behind a physical run, which may belong to several pages objects. */
-static int collect(uint64_t phys, uint64_t length, struct copy_list *list) {
-  while (length) {
-    uint64_t byte, part;
-    struct pages *pages = pages_at_phys(phys, &byte, &part);
-    if (!pages)
-      return -EFAULT;
-    if (part > length)
-      part = length;
-    int err = pages_collect(pages, byte, part, list);
-    if (err)
-      return err;
-    phys += part;
-    length -= part;
-  }
-  return 0;
 }
 
 static void mark_written(struct pt *pt, uint64_t iova, uint64_t length) {
@@ -58,21 +30,53 @@ static int translate(const struct iofs_domain *domain, uint64_t iova, uint64_t l
                      struct copy_list *list, struct iofs_dma_fault *fault) {
   uint32_t want = write ? IOFS_WRITE : IOFS_READ;
   while (length) {
-    struct pt_leaf leaf;
-    if (iova > domain->aperture_last || !pt_find(&domain->pt, iova, &leaf))
+    const struct translation *found =
+        iova > domain->aperture_last ? NULL : iotlb_find(domain, iova);
+    if (!found && (iova > domain->aperture_last || !(found = iotlb_fill(domain, iova, length))))
       return refuse(fault, iova, write, IOFS_DMA_UNMAPPED);
-    if (!(leaf.prot & want))
+    if (!(found->prot & want))
       return refuse(fault, iova, write, IOFS_DMA_PERMISSION);
-    uint64_t run = extend(&domain->pt, iova, length, &leaf);
-    int err = collect(leaf.phys, run, list);
-    if (err == -EFAULT)
-      return refuse(fault, iova, write, IOFS_DMA_GONE);
+    struct copy_run run = found->run;
+    uint64_t skip = iova - found->start, left = found->last - iova + 1;
+    run.length = left < length ? left : length;
+    if (run.window)
+      run.memory += skip;
+    else
+      run.address += skip;
+    int err = copy_list_add(list, &run);
     if (err)
       return err;
-    iova += run;
-    length -= run;
+    iova += run.length;
+    length -= run.length;
   }
   return 0;
+}
+
+/* Whether copying takes so little time that the table may as well stay locked: shared memory only. */
+static int is_quick(const struct copy_list *list, uint64_t length) {
+  for (size_t i = 0; i < list->n; i++)
+    if (!list->runs[i].window)
+      return 0;
+  return length <= QUICK;
+}
+
+/* Copy, with the lock of the domain held on entry and given back. */
+static int copy_and_unlock(struct iofs_domain *domain, struct copy_list *list, void *buf,
+                           size_t length, int write, uint64_t *done) {
+  int err, quick = is_quick(list, length);
+  _Atomic uint32_t *n_flights = &domain->n_flights[domain->phase];
+  if (quick)
+    err = copy_list_move(list, buf, write, done);
+  else {
+    copy_list_hold(list);
+    ++*n_flights;
+  }
+  pthread_rwlock_unlock(&domain->lock);
+  if (!quick) {
+    err = copy_list_move(list, buf, write, done);
+    --*n_flights;
+  }
+  return err;
 }
 
 static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length, int write,
@@ -82,14 +86,17 @@ static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t len
   *fault = (struct iofs_dma_fault){0};
   if (length && __builtin_add_overflow(iova, length - 1, &last))
     return refuse(fault, iova, write, IOFS_DMA_UNMAPPED);
-  copy_list_init(&list);
+  copy_list_init_borrowing(&list);
   pthread_rwlock_rdlock(&domain->lock);
   int err = translate(domain, iova, length, write, &list, fault);
-  if (!err && write && domain->tracks_dirty)
-    mark_written(&domain->pt, iova, length);
-  pthread_rwlock_unlock(&domain->lock);
-  if (!err && copy_list_move(&list, buf, write, &done))
-    err = refuse(fault, iova + done, write, IOFS_DMA_GONE);
+  if (err)
+    pthread_rwlock_unlock(&domain->lock);
+  else {
+    if (write && domain->tracks_dirty)
+      mark_written(&domain->pt, iova, length);
+    if (copy_and_unlock(domain, &list, buf, length, write, &done))
+      err = refuse(fault, iova + done, write, IOFS_DMA_GONE);
+  }
   copy_list_free(&list);
   return err;
 }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -280,6 +281,57 @@ static void test_maps_change_under_a_running_device(void) {
   munmap(memories[1], 18 * K4);
 }
 
+static void *writer(void *arg) {
+  struct iofs_dma_fault why;
+  static uint64_t counter[16 * K4 / 8];
+  (void)arg;
+  for (uint64_t n = 1; !stop; n++) {
+    for (size_t i = 0; i < sizeof counter / 8; i += 64)
+      counter[i] = n;
+    if (!iofs_dma_write(domain, 0x100000, counter, sizeof counter, &why))
+      n_moved++;
+    else
+      CHECK_EQ(why.reason, IOFS_DMA_UNMAPPED);
+  }
+  return NULL;
+}
+
+/* Once an unmap has returned, no byte changes any more. */
+static void test_nothing_lands_after_an_unmap(int flags) {
+  char *memory = memory_of(16 * K4, flags), *seen = memory_of(16 * K4, PRIVATE);
+  pthread_t thread;
+  memset(memory, 0, 16 * K4);
+  begin();
+  stop = 0;
+  n_moved = 0;
+  CHECK_EQ(pthread_create(&thread, NULL, writer, NULL), 0);
+  for (int round = 0; round < 300; round++) {
+    uint64_t before = n_moved;
+    map_at(memory, 16 * K4, RW, 0x100000);
+    while (n_moved == before)
+      sched_yield();
+    CHECK_EQ(unmap_at(0x100000, 16 * K4), 16 * K4);
+    memcpy(seen, memory, 16 * K4);
+    for (int i = 0; i < 20; i++) {
+      sched_yield();
+      CHECK(!memcmp(seen, memory, 16 * K4));
+    }
+  }
+  stop = 1;
+  pthread_join(thread, NULL);
+  end();
+  munmap(memory, 16 * K4);
+  munmap(seen, 16 * K4);
+}
+
+static void test_nothing_lands_in_private_memory_after_an_unmap(void) {
+  test_nothing_lands_after_an_unmap(PRIVATE);
+}
+
+static void test_nothing_lands_in_shared_memory_after_an_unmap(void) {
+  test_nothing_lands_after_an_unmap(SHARED);
+}
+
 int main(void) {
   RUN(test_a_span_over_many_areas);
   RUN(test_a_span_of_many_runs);
@@ -289,5 +341,7 @@ int main(void) {
   RUN(test_a_file_map_needs_no_mapping_of_the_client);
   RUN_WITH_RIGHTS(test_a_client_that_ends_leaves_its_shared_memory);
   RUN(test_maps_change_under_a_running_device);
+  RUN(test_nothing_lands_in_private_memory_after_an_unmap);
+  RUN(test_nothing_lands_in_shared_memory_after_an_unmap);
   return 0;
 }

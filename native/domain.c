@@ -1,13 +1,20 @@
 /* Domains and how they are filled with the areas of an iopt. */
+#define _GNU_SOURCE
 #include "domain.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "alloc.h"
 #include "iopt.h"
 #include "stats.h"
+
+#define FLIGHT_NS 5000000 /* how long an unmap waits for DMA that began before it */
+
+static _Atomic uint64_t last_serial;
 
 static const struct pt_format *const formats[] = {
     [IOFS_PT_VTD] = &pt_vtd,
@@ -29,9 +36,15 @@ int iofs_domain_new(const struct iofs_domain_config *config, struct iofs_domain 
     return err;
   }
   domain->refs = 1;
+  domain->serial = ++last_serial;
   domain->aperture_start = config->aperture_start;
   domain->aperture_last = config->aperture_last;
-  pthread_rwlock_init(&domain->lock, NULL);
+  /* Devices that never stop must not keep an unmap waiting. */
+  pthread_rwlockattr_t attr;
+  pthread_rwlockattr_init(&attr);
+  pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+  pthread_rwlock_init(&domain->lock, &attr);
+  pthread_rwlockattr_destroy(&attr);
   stats.domains++;
   *out = domain;
   return 0;
@@ -72,10 +85,23 @@ static int map(const struct iofs_iopt *iopt, struct iofs_domain *domain, const s
   return err;
 }
 
+/* A device that was in the middle of it has done by the time the client learns that the range is
+ * unmapped. Private memory that the client itself keeps from being written (userfaultfd) is not
+ * waited for: Linux would have pinned it. */
+static void wait_for_flights(const _Atomic uint32_t *n_flights) {
+  const struct timespec nap = {0, FLIGHT_NS / 100};
+  for (int i = 0; i < 100 && *n_flights; i++)
+    nanosleep(&nap, NULL);
+}
+
 static void unmap(struct iofs_domain *domain, const struct area *area) {
   pthread_rwlock_wrlock(&domain->lock);
   pt_unmap(&domain->pt, area->node.start, area_length(area));
+  domain->generation++;
+  unsigned phase = domain->phase;
+  domain->phase ^= 1;
   pthread_rwlock_unlock(&domain->lock);
+  wait_for_flights(&domain->n_flights[phase]);
 }
 
 /* Pin and place what an area shows. */

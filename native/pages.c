@@ -299,9 +299,9 @@ struct pages *pages_at_phys(uint64_t phys, uint64_t *byte, uint64_t *length) {
   return ITREE_OF(node, struct pins, phys)->pages;
 }
 
-/* Append the part of [byte, byte + length) that lies in the segment; bytes appended, or -errno. */
-static int64_t collect(const struct pages *pages, const struct segment *segment, uint64_t byte,
-                       uint64_t length, struct copy_list *list) {
+/* The part of [byte, byte + length) that lies in the segment. */
+static struct copy_run run_in(const struct pages *pages, const struct segment *segment,
+                              uint64_t byte, uint64_t length) {
   uint64_t left = ((segment->node.last + 1) << PAGE_LG2) - byte;
   struct copy_run run = {.window = segment->window, .mm = pages->mm};
   run.length = length < left ? length : left;
@@ -309,6 +309,21 @@ static int64_t collect(const struct pages *pages, const struct segment *segment,
     run.memory = segment->memory + (byte - (segment->node.start << PAGE_LG2));
   else
     run.address = pages->base + byte;
+  return run;
+}
+
+void pages_locate(const struct pages *pages, uint64_t byte, struct copy_run *run) {
+  pthread_mutex_lock(lock_of(pages));
+  const struct segment *segment = find_segment(pages, byte >> PAGE_LG2, byte >> PAGE_LG2);
+  assert(segment); /* what is placed is pinned */
+  *run = run_in(pages, segment, byte, run->length);
+  pthread_mutex_unlock(lock_of(pages));
+}
+
+/* Append the part of [byte, byte + length) that lies in the segment; bytes appended, or -errno. */
+static int64_t collect(const struct pages *pages, const struct segment *segment, uint64_t byte,
+                       uint64_t length, struct copy_list *list) {
+  struct copy_run run = run_in(pages, segment, byte, length);
   int err = copy_list_add(list, &run);
   return err ? err : (int64_t)run.length;
 }

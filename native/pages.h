@@ -80,6 +80,10 @@ struct pages *pages_at_phys(uint64_t phys, uint64_t *byte, uint64_t *length);
  * not paid for. */
 int pages_collect(struct pages *pages, uint64_t byte, uint64_t length, struct copy_list *list);
 
+/* Where a byte of placed pages is: run->length at most, less if the memory behind is not in one
+ * piece. No references: it is held as long as the pages are pinned. */
+void pages_locate(const struct pages *pages, uint64_t byte, struct copy_run *run);
+
 /* Which page of memory a page is, whoever maps it and where. Kept only while something holds the
  * page; `huge` is no part of it. */
 struct page_id {
