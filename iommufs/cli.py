@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -19,6 +19,7 @@ from iommufs import launcher
 if TYPE_CHECKING:
     from iommufs.fuse.operations import Operations
     from iommufs.machine import Machine
+    from iommufs.run_server import TakeListener
 
 LEVELS = ("debug", "info", "warning", "error")
 USAGE = 2
@@ -155,7 +156,7 @@ async def _serve_run(
     wanted: tuple[str | None, tuple[str, ...]],
     tree: str,
     ready: Callable[[], None],
-    take_listener: Callable[[], Awaitable[int | None]],
+    take_listener: TakeListener,
 ) -> None:
     from iommufs import machine, server
     from iommufs.fdreturn import FdReturner

@@ -30,6 +30,7 @@ from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import result_of
+from iommufs.standin import Listener
 
 if TYPE_CHECKING:
     from iommufs.fuse.operations import Operations
@@ -63,34 +64,37 @@ class FdReturner:
         self._mount = mount
         self._tokens = itertools.count()
 
-    async def run(self, listener: int) -> None:
+    async def run(self, listener: Listener) -> None:
         """Answer until cancelled; owns the listener."""
         notice = ffi.new("struct iofs_notice *")
         try:
             async with trio.open_nursery() as nursery:
                 while True:
-                    await trio.lowlevel.wait_readable(listener)
-                    if not check(lib.iofs_notice_receive(listener, notice), "a notice"):
+                    await trio.lowlevel.wait_readable(listener.fd)
+                    if not check(lib.iofs_notice_receive(listener.fd, notice), "a notice"):
                         continue
+                    listener.ledger.take(notice.id)
                     if lib.iofs_transport_is_ours(notice.tid, notice.fd):
                         copy = ffi.new("struct iofs_notice *", notice[0])
                         nursery.start_soon(self._answer, listener, copy)
                     else:
-                        lib.iofs_notice_continue(listener, notice.id)
+                        lib.iofs_notice_continue(listener.fd, notice.id)
+                        listener.ledger.answer(notice.id)
         finally:
-            os.close(listener)
+            os.close(listener.fd)
 
-    async def _answer(self, listener: int, notice: Any) -> None:
-        caller = NotifiedCaller(self, listener, notice)
+    async def _answer(self, listener: Listener, notice: Any) -> None:
+        caller = NotifiedCaller(self, listener.fd, notice)
         file = self._file_of(caller, notice.fd)
         result = None
         if file is not None:
             with self._files.hold(file):  # another thread of the client may close it
                 result = await _result_of(file, caller, notice)
         if result is None:
-            lib.iofs_notice_continue(listener, notice.id)
+            lib.iofs_notice_continue(listener.fd, notice.id)
         else:
-            lib.iofs_notice_answer(listener, notice.id, result)
+            lib.iofs_notice_answer(listener.fd, notice.id, result)
+        listener.ledger.answer(notice.id)
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
         try:

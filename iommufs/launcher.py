@@ -10,6 +10,7 @@ last of them, the front already with the client.
                                                   server: a session of its own, no terminal
 
 Messages: server → front `client PID`, `stopped SIGNAL`, `exited STATUS ALONE`, `failed WHY`;
+`listener DEVICE` with the same listener and its ledger (standin.py);
 server → client `ready`; client → server `failed WHY`, or `listener` with the listener of the filter
 for ioctls that return descriptors, or `unfiltered WHY`.
 """
@@ -26,7 +27,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from iommufs import namespace, syscalls
+from iommufs import namespace, standin, syscalls
 from iommufs.limits import CAP_SYS_ADMIN
 
 # What env(1), timeout(1), … end with when they themselves fail, not the command.
@@ -136,6 +137,7 @@ class Front:
         self.status: int | None = None
         self.alone = False  # no process of the run outlived the client
         self.failure = ""
+        self.listener: standin.Listener | None = None
         link.setblocking(False)
         # A message raises SIGIO, so that one sigwaitinfo() waits for everything.
         fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
@@ -144,6 +146,8 @@ class Front:
     def run(self) -> int:
         while not self._is_over():
             self._wait()
+        if self.server is not None and self.listener is not None:
+            standin.start(self.listener, self.server)  # others of the run live on
         if self.failure:
             raise LaunchError(self.failure)
         if self.status is None:
@@ -178,14 +182,16 @@ class Front:
     def _take_messages(self) -> None:
         while True:
             try:
-                message = self.link.recv(4096).decode()
+                message, fds, _, _ = socket.recv_fds(self.link, 4096, 2, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, ConnectionResetError):
                 return
             if not message:
                 return
-            word, _, rest = message.partition(" ")
+            word, _, rest = message.decode().partition(" ")
             if word == "client":
                 self.client = int(rest)
+            elif word == "listener":
+                self.listener = standin.Listener(fds[0], standin.Ledger(fds[1]), rest)
             elif word == "stopped":
                 self._stop(int(rest))
             elif word == "exited":
@@ -205,6 +211,8 @@ class Front:
             if pid == self.server:
                 self._take_messages()
                 self.server = None
+                if status and self.listener is not None:
+                    standin.start(self.listener, None)
             elif pid == self.client and self.status is None:
                 self.status = status
 

@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from iommufs import namespace
+from iommufs import namespace, standin
 from iommufs.launcher import FAILED
 
 log = structlog.get_logger(__name__)
 
 # Serves the tree at a directory; calls the second argument when the tree can be used; the third
 # gives, later, the listener of the client's filter, or None.
-Serve = Callable[[str, Callable[[], None], Callable[[], Awaitable[int | None]]], Awaitable[None]]
+TakeListener = Callable[[], Awaitable[standin.Listener | None]]
+Serve = Callable[[str, Callable[[], None], TakeListener], Awaitable[None]]
 
 
 class RunServer:
@@ -62,7 +63,7 @@ class RunServer:
         with contextlib.suppress(OSError):  # killed meanwhile: it is reaped
             self.link.send(b"ready")
 
-    async def _take_listener(self) -> int | None:
+    async def _take_listener(self) -> standin.Listener | None:
         """The listener of the client's filter, when it comes; None if there will be none."""
         await trio.lowlevel.wait_readable(self.link)
         message, fds, _, _ = socket.recv_fds(self.link, 4096, 1, socket.MSG_CMSG_CLOEXEC)
@@ -75,7 +76,14 @@ class RunServer:
                 "cannot be installed",
                 reason=why,
             )
-        return fds[0] if fds else None
+        if not fds:
+            return None
+        device = standin.mounted_device(namespace.TREE)
+        listener = standin.Listener(fds[0], standin.Ledger(), device)
+        with contextlib.suppress(OSError):  # a front that was killed stands in for nobody
+            message = f"listener {device}".encode()
+            socket.send_fds(self.front, [message], [listener.fd, listener.ledger.fd])
+        return listener
 
     async def _watch_front(self) -> None:
         """A front that was killed: the user means the client."""

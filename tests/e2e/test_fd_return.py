@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mount
 
 # What the clients below begin with.
 CLIENT = """
-import ctypes, errno, fcntl, os, resource, sys, threading
+import ctypes, errno, fcntl, os, resource, select, signal, sys, threading
 FAULT_QUEUE_ALLOC, GET_DEVICE_FD, COUNT, VEVENTQ_ALLOC = 0x3b8e, 0x3b6a, 0x3b87, 0x3b93
 FEATURE, TEST_CMD = 0x3b75, 0x3ba0
 libc = ctypes.CDLL(None, use_errno=True)
@@ -176,7 +176,7 @@ print(os.waitpid(pid, 0)[1])
 
 
 def test_after_the_servers_death_the_calls_fail_at_once(client):
-    """Linux's answer for a filter without a listener, whatever the file."""
+    """The one that the server had taken too. ENOTCONN is FUSE's answer."""
     assert client("""
 results = []
 thread = threading.Thread(target=lambda: results.append(ioctl(iommu, VEVENTQ_ALLOC, address)))
@@ -184,8 +184,27 @@ thread.start()
 wait_for_ioctl(f"self/task/{thread.native_id}")
 os.kill(os.getppid(), 9)
 thread.join()
-print(results, ioctl(iommu, GET_DEVICE_FD))
-""") == ["['ENOSYS'] ENOSYS"]
+print(results, ioctl(iommu, GET_DEVICE_FD), ioctl(os.memfd_create("x"), GET_DEVICE_FD))
+""") == ["['ENOTCONN'] ENOTCONN ENOTTY"]
+
+
+def test_what_outlives_the_command_survives_the_servers_death(client):
+    """The front is gone by then."""
+    assert client("""
+server = os.pidfd_open(os.getppid())
+out, put = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(put)
+    os.read(out, 1)  # its end: the command has ended
+    signal.pidfd_send_signal(server, 9)
+    select.select([server], [], [])
+    print(ioctl(iommu, GET_DEVICE_FD), ioctl(os.memfd_create("x"), GET_DEVICE_FD), flush=True)
+    os._exit(0)
+os.close(out)
+""") == ["ENOTCONN ENOTTY"]
 
 
 STATIC_CLIENT = r"""

@@ -146,13 +146,38 @@ print(attempt(memfd), os.read(os.open("/dev/iommu", os.O_RDWR), 0))
 """) == ["9", "mapped b''"]
 
 
-def test_without_the_server_only_private_mappings_can_be_made(client):
-    """Linux's answer for a filter without a listener."""
+def test_without_the_server_only_what_is_ours_cannot_be_mapped(client):
     assert client("""
+ours = os.open("/dev/iommu", os.O_RDWR)
 server = os.getppid()
 pidfd = os.pidfd_open(server)
 os.kill(server, 9)
 select.select([pidfd], [], [])
-print(attempt(memfd), attempt(memfd, flags=mmap.MAP_PRIVATE), attempt(-1))
-print(os.read(memfd, 1))
-""") == ["ENOSYS mapped mapped", r"b'\x00'"]
+print(attempt(ours), attempt(memfd), attempt(memfd, flags=mmap.MAP_PRIVATE), attempt(-1))
+print(os.read(memfd, 1), os.read(memfd, 0))
+""") == ["ENOTCONN mapped mapped mapped", r"b'\x00' b''"]
+
+
+def test_callers_in_the_middle_of_it_survive_the_servers_death(client):
+    """Whatever the server had taken, or not yet, when it died."""
+    for _ in range(5):
+        assert client("""
+import threading
+server = os.getppid()
+answers = []
+under_way = threading.Barrier(5)
+
+def map_again_and_again():
+    under_way.wait()
+    answers.extend(attempt(memfd) for _ in range(300))
+
+threads = [threading.Thread(target=map_again_and_again) for _ in range(4)]
+for thread in threads:
+    thread.start()
+under_way.wait()
+attempt(memfd)
+os.kill(server, 9)
+for thread in threads:
+    thread.join()
+print(len(answers), set(answers))
+""") == ["1200 {'mapped'}"]
