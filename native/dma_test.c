@@ -185,6 +185,40 @@ static void test_a_job_survives_a_file_that_is_cut_short(void) {
   end();
 }
 
+static struct iofs_job *spans(const uint64_t *spans, size_t n, const void *data, size_t length) {
+  struct iofs_job *job = iofs_job_dma_spans(domain, spans, n, data, length);
+  while (!iofs_job_wait(job, 1000000))
+    while (iofs_job_next_done())
+      continue;
+  return job;
+}
+
+static void test_one_refused_span_does_not_keep_the_others(void) {
+  char *memory = memory_of(4 * K4, PRIVATE);
+  begin();
+  map_at(memory, 2 * K4, RW, 0x100000);
+  map_at(memory + 2 * K4, K4, IOFS_READ, 0x102000);
+  const uint64_t writes[] = {0x100ffe, 4, 0x200000, 3, 0x102000, 1, 0x101800, 2};
+  struct iofs_job *job = spans(writes, 4, "fourbadxok", 10);
+  CHECK_EQ(iofs_job_result(job), 2);
+  CHECK_EQ(iofs_job_faults(job)[0].reason, IOFS_DMA_OK);
+  fault = iofs_job_faults(job)[1];
+  CHECK(fault.iova == 0x200000 && fault.write && fault.reason == IOFS_DMA_UNMAPPED);
+  CHECK_EQ(iofs_job_faults(job)[2].reason, IOFS_DMA_PERMISSION);
+  CHECK_EQ(iofs_job_faults(job)[3].reason, IOFS_DMA_OK);
+  iofs_job_free(job);
+  CHECK(!memcmp(memory + K4 - 2, "four", 4) && !memcmp(memory + K4 + 0x800, "ok", 2));
+  const uint64_t reads[] = {0x101800, 2, 0x300000, 1, 0x100ffe, 4};
+  job = spans(reads, 3, NULL, 7);
+  CHECK_EQ(iofs_job_result(job), 1);
+  CHECK_EQ(iofs_job_faults(job)[1].iova, 0x300000);
+  CHECK(!memcmp(iofs_job_data(job), "ok", 2));
+  CHECK(!memcmp((const char *)iofs_job_data(job) + 3, "four", 4));
+  iofs_job_free(job);
+  end();
+  munmap(memory, 4 * K4);
+}
+
 static void test_a_file_map_needs_no_mapping_of_the_client(void) {
   int fd = memfd_create("test", 0);
   char buf[8] = "";
@@ -338,6 +372,7 @@ int main(void) {
   RUN(test_refusals_say_where_and_why_and_move_nothing);
   RUN_WITH_RIGHTS(test_memory_that_went_is_gone);
   RUN(test_a_job_survives_a_file_that_is_cut_short);
+  RUN(test_one_refused_span_does_not_keep_the_others);
   RUN(test_a_file_map_needs_no_mapping_of_the_client);
   RUN_WITH_RIGHTS(test_a_client_that_ends_leaves_its_shared_memory);
   RUN(test_maps_change_under_a_running_device);

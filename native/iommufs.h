@@ -298,6 +298,12 @@ struct iofs_job *iofs_job_client_read(int tid, uint64_t address, size_t length);
 struct iofs_job *iofs_job_client_write(int tid, uint64_t address, const void *data, size_t length);
 struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const void *data,
                               size_t length); /* data NULL: a read by the device */
+/* Many of them as one job, in this order: n pairs of an IOVA and a length, and the bytes of all one
+ * after the other (data NULL: a read). What is refused does not keep the rest from being moved. The
+ * result is how many were refused, or -ENOMEM: the rest is undone; the reason in a span's fault is
+ * IOFS_DMA_OK where it was not refused. */
+struct iofs_job *iofs_job_dma_spans(struct iofs_domain *domain, const void *spans, size_t n,
+                                    const void *data, size_t length);
 struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
                                     size_t length); /* data NULL: a read by the device */
 
@@ -309,6 +315,7 @@ struct iofs_job *iofs_job_next_done(void);
 int64_t iofs_job_result(const struct iofs_job *job); /* client: bytes moved or -errno; else 0, -errno */
 const void *iofs_job_data(const struct iofs_job *job);
 const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job);
+const struct iofs_dma_fault *iofs_job_faults(const struct iofs_job *job); /* of each span */
 void iofs_job_free(struct iofs_job *job); /* a running job is freed by its thread when it ends */
 
 /* A duplicate of file descriptor fd of the process that thread tid belongs to: EBADF, ESRCH, EPERM,
@@ -330,6 +337,7 @@ struct iofs_watch;
 
 struct iofs_watch_event {
   uint64_t cookie, offset, value;
+  uint64_t scan; /* stores of one watch with the same number were seen together, in any order */
   uint32_t size;
 };
 

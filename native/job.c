@@ -7,6 +7,7 @@
  * to find it in the done list. ORPHAN: nobody wants it any more.
  */
 #define _GNU_SOURCE
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -23,7 +24,16 @@
 #define MAX_THREADS 512
 #define MAX_IDLE 4
 
-enum kind { CLIENT_READ, CLIENT_WRITE, DMA_READ, DMA_WRITE, ACCESS_READ, ACCESS_WRITE };
+enum kind {
+  CLIENT_READ,
+  CLIENT_WRITE,
+  DMA_READ,
+  DMA_WRITE,
+  DMA_READ_SPANS,
+  DMA_WRITE_SPANS,
+  ACCESS_READ,
+  ACCESS_WRITE
+};
 enum state { QUEUED, RUNNING, DONE };
 
 struct iofs_job {
@@ -37,7 +47,12 @@ struct iofs_job {
   size_t length;
   int64_t result;
   struct iofs_dma_fault fault;
-  unsigned char data[];
+  size_t n_spans; /* then come the spans, their faults, their bytes; else the bytes alone */
+  _Alignas(uint64_t) unsigned char data[];
+};
+
+struct span {
+  uint64_t iova, length;
 };
 
 struct list {
@@ -98,6 +113,33 @@ static void destroy(struct iofs_job *job) {
   iofs_live_jobs--;
 }
 
+static struct span *spans_of(const struct iofs_job *job) { return (struct span *)job->data; }
+
+static struct iofs_dma_fault *faults_of(const struct iofs_job *job) {
+  return (struct iofs_dma_fault *)(spans_of(job) + job->n_spans);
+}
+
+static unsigned char *bytes_of(const struct iofs_job *job) {
+  return (unsigned char *)(faults_of(job) + job->n_spans);
+}
+
+static int64_t run_spans(struct iofs_job *job) {
+  const struct span *spans = spans_of(job);
+  struct iofs_dma_fault *faults = faults_of(job);
+  unsigned char *at = bytes_of(job);
+  int64_t n_refused = 0;
+  for (size_t i = 0; i < job->n_spans; at += spans[i++].length) {
+    uint64_t iova = spans[i].iova, length = spans[i].length;
+    int err = job->kind == DMA_WRITE_SPANS
+                  ? iofs_dma_write(job->domain, iova, at, length, &faults[i])
+                  : iofs_dma_read(job->domain, iova, at, length, &faults[i]);
+    if (err && faults[i].reason == IOFS_DMA_OK)
+      return err;
+    n_refused += err != 0;
+  }
+  return n_refused;
+}
+
 static int64_t run(struct iofs_job *job) {
   switch (job->kind) {
   case CLIENT_READ:
@@ -108,6 +150,9 @@ static int64_t run(struct iofs_job *job) {
     return iofs_dma_read(job->domain, job->address, job->data, job->length, &job->fault);
   case DMA_WRITE:
     return iofs_dma_write(job->domain, job->address, job->data, job->length, &job->fault);
+  case DMA_READ_SPANS:
+  case DMA_WRITE_SPANS:
+    return run_spans(job);
   case ACCESS_READ:
   case ACCESS_WRITE:
     return iofs_access_rw(job->access, job->address, job->data, job->length,
@@ -217,6 +262,25 @@ struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const v
   return submit(job);
 }
 
+struct iofs_job *iofs_job_dma_spans(struct iofs_domain *domain, const void *spans, size_t n,
+                                    const void *data, size_t length) {
+  size_t head = n * (sizeof(struct span) + sizeof(struct iofs_dma_fault));
+  struct iofs_job *job = make(data ? DMA_WRITE_SPANS : DMA_READ_SPANS, 0, NULL, head + length);
+  if (!job)
+    return NULL;
+  job->n_spans = n;
+  memcpy(spans_of(job), spans, n * sizeof(struct span));
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n; i++)
+    sum += spans_of(job)[i].length;
+  assert(sum == length);
+  if (data)
+    memcpy(bytes_of(job), data, length);
+  iofs_domain_get(domain);
+  job->domain = domain;
+  return submit(job);
+}
+
 struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
                                     size_t length) {
   struct iofs_job *job = make(data ? ACCESS_WRITE : ACCESS_READ, iova, data, length);
@@ -259,9 +323,13 @@ struct iofs_job *iofs_job_next_done(void) {
 
 int64_t iofs_job_result(const struct iofs_job *job) { return job->result; }
 
-const void *iofs_job_data(const struct iofs_job *job) { return job->data; }
+const void *iofs_job_data(const struct iofs_job *job) {
+  return job->n_spans ? bytes_of(job) : job->data;
+}
 
 const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job) { return &job->fault; }
+
+const struct iofs_dma_fault *iofs_job_faults(const struct iofs_job *job) { return faults_of(job); }
 
 void iofs_job_free(struct iofs_job *job) {
   eventfd_t one;

@@ -46,6 +46,7 @@ struct iofs_watch {
   uint64_t cookie;
   uint32_t max_sleep_us;
   size_t n_words;
+  uint64_t n_scans;
   struct word *words;
   struct iofs_watch_event *ring;
   size_t ring_size, ring_first, ring_count;
@@ -144,8 +145,11 @@ static void push_event(struct iofs_watch *watch, const struct word *word, uint64
   if (watch->ring_count == watch->ring_size)
     return;
   size_t at = (watch->ring_first + watch->ring_count++) % watch->ring_size;
-  watch->ring[at] = (struct iofs_watch_event){
-      .cookie = watch->cookie, .offset = word->offset, .value = value, .size = word->size};
+  watch->ring[at] = (struct iofs_watch_event){.cookie = watch->cookie,
+                                              .offset = word->offset,
+                                              .value = value,
+                                              .scan = watch->n_scans,
+                                              .size = word->size};
   if (n_events++ == 0)
     signal_events();
 }
@@ -153,6 +157,7 @@ static void push_event(struct iofs_watch *watch, const struct word *word, uint64
 static size_t scan(struct iofs_watch *watch) {
   if (watch->ring_size - watch->ring_count < watch->n_words)
     return 0;
+  watch->n_scans++;
   for (size_t i = watch->n_words; i-- > 0;) {
     struct word *word = &watch->words[i];
     word->loaded = word_load(watch->memory, word->offset, word->size);
@@ -316,8 +321,10 @@ static void take_store(struct iofs_watch *watch, struct word *word, uint64_t off
   unsigned shift = 8 * (unsigned)(word->offset - offset);
   uint64_t mask = word->size == 8 ? UINT64_MAX : UINT32_MAX;
   before = before >> shift & mask;
-  if (before != word->seen)
+  if (before != word->seen) {
+    watch->n_scans++; /* this one was not seen together with any other */
     push_event(watch, word, before);
+  }
   word->seen = value >> shift & mask;
 }
 

@@ -192,6 +192,23 @@ static void test_a_doorbell_never_overtakes_the_address(void) {
   bar_free(bar);
 }
 
+static void test_stores_say_which_were_seen_together(void) {
+  struct bar *bar = bar_new(1);
+  uint64_t last = 0, n_together = 0;
+  assert(iofs_watch_add(bar->watch, 0x10, 4) == 0);
+  assert(iofs_watch_add(bar->watch, 0x14, 4) == 0);
+  for (uint32_t i = 1; i <= 1000; i++) {
+    store8(bar, 0x10, (uint64_t)i << 32 | i);
+    struct iofs_watch_event first = next(), second = next();
+    assert(first.offset == 0x10 && second.offset == 0x14);
+    assert(last < first.scan && first.scan <= second.scan);
+    n_together += first.scan == second.scan; /* unless the store came between two loads of a scan */
+    last = second.scan;
+  }
+  assert(n_together);
+  bar_free(bar);
+}
+
 struct storm {
   struct bar *bar;
   atomic_int stop;
@@ -277,6 +294,7 @@ int main(void) {
   RUN(test_the_same_value_again_is_seen_after_the_model_took_it_back);
   RUN(test_a_store_that_the_model_overwrites_is_not_lost);
   RUN(test_a_doorbell_never_overtakes_the_address);
+  RUN(test_stores_say_which_were_seen_together);
   RUN(test_a_client_that_never_rests_keeps_nobody_waiting);
   RUN(test_events_of_a_freed_watch_are_gone);
   RUN(test_watches_come_and_go_while_clients_store);

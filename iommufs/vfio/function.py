@@ -191,8 +191,12 @@ class PciFunction:
     def write_bar(self, index: int, offset: int, size: int, value: int) -> None:
         self._guard("write", self.model.write, index, offset, size, value)
 
+    def store_bar(self, index: int, stores: list[tuple[int, int, int]]) -> None:
+        """Stores of a client to a mapped BAR: (offset, size, value) of those seen together."""
+        self._guard("stores", self.model.stores, index, stores)
+
     def watch_bar(self, index: int, offset: int, size: int) -> None:
-        """Have write_bar() called for stores of clients to a word of a mapped BAR."""
+        """Have store_bar() called for stores of clients to a word of a mapped BAR."""
         self.bars.watch(index, offset, size, watch.cookie(self, index))
 
     # ---- interrupts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -38,14 +39,10 @@ class FunctionHost:
 
     async def _dma(self, iova: int, data: Any, length: int) -> Any:
         """A finished job without a fault, to be freed by the caller; DmaError."""
-        function = self._function
         access = "read" if data == ffi.NULL else "write"
-        if not function.bus_master:
-            raise self._refused(iova, length, access, "bus master off")
-        device = function.iommu_device
-        domain = device.domain if device else None
+        domain, why = self._domain()
         if not domain:
-            raise self._refused(iova, length, access, "not attached")
+            raise self._refused(iova, length, access, why)
         job = await jobs.finish(lib.iofs_job_dma(domain, iova, data, length))
         if lib.iofs_job_result(job) < 0:
             fault = lib.iofs_job_fault(job)
@@ -54,11 +51,77 @@ class FunctionHost:
                 bad, reason = fault.iova, REASONS[fault.reason]
             lib.iofs_job_free(job)
             raise self._refused(bad, length, access, reason)
-        function.counters["dma_bytes"] += length
+        self._function.counters["dma_bytes"] += length
         return job
 
-    def _refused(self, iova: int, length: int, access: str, reason: str) -> DmaError:
-        self._function.refused.add(iova, length, access, reason)
+    async def dma_read_spans(self, spans: Sequence[tuple[int, int]]) -> list[bytes | DmaError]:
+        """Many reads at once; refusals are in the list."""
+        lengths = [length for _, length in spans]
+        flat = [number for span in spans for number in span]
+        job = await self._dma_spans(flat, ffi.NULL, sum(lengths))
+        if not isinstance(job, DmaError):
+            try:
+                data = bytes(ffi.buffer(lib.iofs_job_data(job), sum(lengths)))
+                found: list[bytes | DmaError] = []
+                at = 0
+                for length in lengths:
+                    found.append(data[at : at + length])
+                    at += length
+                for i, error in self._span_errors(job, lengths, "read"):
+                    found[i] = error
+                return found
+            finally:
+                lib.iofs_job_free(job)
+        return [job] * len(lengths)
+
+    async def dma_write_spans(self, spans: Sequence[tuple[int, bytes]]) -> list[DmaError]:
+        """Many writes at once, in this order; the refusals."""
+        lengths = [len(data) for _, data in spans]
+        flat = [number for iova, data in spans for number in (iova, len(data))]
+        job = await self._dma_spans(flat, b"".join([data for _, data in spans]), sum(lengths))
+        if isinstance(job, DmaError):
+            return [job]
+        try:
+            return [error for _, error in self._span_errors(job, lengths, "write")]
+        finally:
+            lib.iofs_job_free(job)
+
+    async def _dma_spans(self, flat: list[int], data: Any, length: int) -> Any:
+        """A finished job, to be freed by the caller, or why there was none."""
+        access = "read" if data == ffi.NULL else "write"
+        domain, why = self._domain()
+        if not domain:
+            return self._refused(flat[0], length, access, why, len(flat) // 2)
+        numbers = struct.pack(f"={len(flat)}Q", *flat)
+        job = lib.iofs_job_dma_spans(domain, numbers, len(flat) // 2, data, length)
+        job = await jobs.finish(job)
+        if lib.iofs_job_result(job) < 0:
+            lib.iofs_job_free(job)
+            return self._refused(flat[0], length, access, "out of memory")  # ours
+        self._function.counters["dma_bytes"] += length
+        return job
+
+    def _span_errors(self, job: Any, lengths: list[int], access: str) -> list[tuple[int, DmaError]]:
+        """(position, error) of each span that was refused."""
+        if not lib.iofs_job_result(job):
+            return []
+        faults = lib.iofs_job_faults(job)
+        return [
+            (i, self._refused(faults[i].iova, length, access, REASONS[faults[i].reason]))
+            for i, length in enumerate(lengths)
+            if faults[i].reason != lib.IOFS_DMA_OK
+        ]
+
+    def _domain(self) -> tuple[Any, str]:
+        """What the device's DMA goes through; without that, why there is none."""
+        if not self._function.bus_master:
+            return None, "bus master off"
+        device = self._function.iommu_device
+        domain = device.domain if device else None
+        return domain, "" if domain else "not attached"
+
+    def _refused(self, iova: int, length: int, access: str, reason: str, n: int = 1) -> DmaError:
+        self._function.refused.add(iova, length, access, reason, n)
         return DmaError(iova, reason)
 
     # ---- interrupts

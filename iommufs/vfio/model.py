@@ -28,7 +28,7 @@ Not here: files, ioctls, groups (iommufs/vfio/), page tables (native/).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -105,6 +105,15 @@ class Host(Protocol):
     async def dma_write(self, iova: int, data: bytes) -> None:
         """Write client memory; DmaError."""
 
+    async def dma_read_spans(self, spans: Sequence[tuple[int, int]]) -> list[bytes | DmaError]:
+        """Read many (iova, length), at least one, in one go: the bytes, or the error, of each."""
+
+    async def dma_write_spans(self, spans: Sequence[tuple[int, bytes]]) -> list[DmaError]:
+        """Write many (iova, data), at least one, in one go and in this order.
+
+        What is refused does not keep the others from being written. Returns the errors.
+        """
+
     def set_intx(self, level: bool) -> None:
         """Drive the INTx line; delivered unless disabled, masked or not set up by the client."""
 
@@ -124,7 +133,7 @@ class Host(Protocol):
         """Leave a value (size 4 or 8 bytes) in a mappable BAR's memory for clients to load."""
 
     def watch(self, region: int, offset: int, size: int) -> None:
-        """Call Model.write when a client's mapping changes this word (4 or 8 bytes) of a BAR.
+        """Call Model.stores when a client's mapping changes this word (4 or 8 bytes) of a BAR.
 
         Storing the value that is there already cannot be seen. Lasts until the client is gone.
         """
@@ -163,6 +172,15 @@ class Model:
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
         """Store `value`, of `size` bytes, at `offset` of BAR `region`."""
+
+    def stores(self, region: int, stores: Sequence[tuple[int, int, int]]) -> None:
+        """What a client's mapping stored in watched words: (offset, size, value) of each.
+
+        They were seen together: in which order they were made is not known. They come in the order
+        in which the words were watched.
+        """
+        for offset, size, value in stores:
+            self.write(region, offset, size, value)
 
     def reset(self) -> None:
         """Back to power-on state; tasks are cancelled before it is called."""

@@ -1,4 +1,4 @@
-"""From the poller of mapped BARs to the models: stores of clients become Model.write."""
+"""From the poller of mapped BARs to the models: stores of clients become Model.stores."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ def cookie(function: Any, index: int) -> int:
 def drain(limit: int) -> None:
     """Pass on what the poller has seen; nothing to a device that is closed or does not decode."""
     event = ffi.new("struct iofs_watch_event *")
+    together: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for _ in range(limit):
         if not lib.iofs_watch_next(event):
             break
-        function, index = _regions[event.cookie]
+        stores = together.setdefault((event.cookie, event.scan), [])
+        stores.append((event.offset, event.size, event.value))
+    for (number, _), stores in together.items():
+        function, index = _regions[number]
         if function.config is not None and function.config.memory_enabled:
             with contextlib.suppress(UapiError):  # the model failed, which is reported
-                function.write_bar(index, event.offset, event.size, event.value)
+                function.store_bar(index, stores)
 
 
 async def pump() -> None:

@@ -175,3 +175,35 @@ async def test_a_task_of_a_model_that_fails_is_reported(setup):
     setup.df.function.host.start(engine)
     await trio.testing.wait_all_tasks_blocked()
     assert setup.df.function.counters["model_errors"] == 1
+
+
+@pytest.mark.logs("'reason': '(permission|unmapped)'")
+async def test_many_spans_in_one_go(setup):
+    host = setup.df.function.host
+    nowhere = TARGET + PAGE
+    writes = [(TARGET + 8, b"one"), (SOURCE, b"no"), (nowhere, b"no"), (TARGET, b"two")]
+    assert [(error.iova, error.reason) for error in await host.dma_write_spans(writes)] == [
+        (SOURCE, "permission"),
+        (nowhere, "unmapped"),
+    ]
+    assert setup.memory[2 * PAGE : 2 * PAGE + 11] == b"two".ljust(8, b"\0") + b"one"
+    first, refused, last = await host.dma_read_spans([(TARGET, 3), (nowhere, 4), (TARGET + 8, 3)])
+    assert (first, last) == (b"two", b"one")
+    assert (refused.iova, refused.reason) == (nowhere, "unmapped")
+    assert setup.df.function.refused.counts == {
+        ("write", "permission"): 1,
+        ("write", "unmapped"): 1,
+        ("read", "unmapped"): 1,
+    }
+
+
+@pytest.mark.logs("'reason': 'bus master off'")
+async def test_no_span_is_moved_without_bus_mastering(setup):
+    host = setup.df.function.host
+    await setup.command(MASTER_OFF)
+    (error,) = await host.dma_write_spans([(TARGET, b"one"), (TARGET + 8, b"two")])
+    assert error.reason == "bus master off"
+    found = await host.dma_read_spans([(TARGET, 1), (TARGET, 1)])
+    assert [error.reason for error in found] == ["bus master off", "bus master off"]
+    assert setup.df.function.refused.counts["write", "bus master off"] == 2
+    assert setup.memory[2 * PAGE : 2 * PAGE + 11] == bytes(11)

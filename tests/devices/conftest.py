@@ -48,6 +48,19 @@ class FakeHost:
             page, offset = divmod(iova + i, PAGE)
             self.pages[page][offset] = byte
 
+    async def dma_read_spans(self, spans):
+        return [await self._or_error(self.dma_read(*span)) for span in spans]
+
+    async def dma_write_spans(self, spans):
+        done = [await self._or_error(self.dma_write(*span)) for span in spans]
+        return [error for error in done if error is not None]
+
+    async def _or_error(self, move):
+        try:
+            return await move
+        except DmaError as error:
+            return error
+
     def set_intx(self, level):
         self.intx = level
 
