@@ -10,7 +10,7 @@
 
 #include "bench.h"
 #include "iommufs.h"
-#include "itree.h"
+#include "btree.h"
 
 #define ROUNDS 3
 #define SMALL 1000
@@ -19,7 +19,7 @@
 #define PAGE 4096ull
 #define FIRST (1ull << 32)
 
-static struct itree_node *nodes;
+static struct interval *nodes;
 static uint32_t *order, *lookup_order;
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
@@ -72,27 +72,27 @@ static void run_round(const struct subject *subject, uint32_t n, int in_order,
 
 /* ---- the tree -------------------------------------------------------------------------------- */
 
-static struct itree tree = {NULL, ITREE_GAPS};
+static struct btree tree;
 
 static void tree_insert(uint32_t i) {
   nodes[i].start = start_of(i);
   nodes[i].last = start_of(i) + PAGE - 1;
-  itree_insert(&tree, &nodes[i]);
+  MUST(!btree_insert(&tree, &nodes[i]));
 }
 
 static void tree_lookup(uint32_t i) {
   uint64_t at = start_of(i) + 5;
-  MUST(itree_find(&tree, at, at) == &nodes[i]);
+  MUST(btree_find(&tree, at, at) == &nodes[i]);
 }
 
-static void tree_erase(uint32_t i) { itree_erase(&tree, &nodes[i]); }
+static void tree_erase(uint32_t i) { btree_erase(&tree, &nodes[i]); }
 
 /* ---- tsearch() of the C library -------------------------------------------------------------- */
 
 static void *root;
 
 static int compare(const void *a, const void *b) {
-  uint64_t x = ((const struct itree_node *)a)->start, y = ((const struct itree_node *)b)->start;
+  uint64_t x = ((const struct interval *)a)->start, y = ((const struct interval *)b)->start;
   return x < y ? -1 : x > y;
 }
 

@@ -118,7 +118,7 @@ static void unlock(struct iofs_access *access) {
 }
 
 static struct area *area_at(const struct iofs_access *access, uint64_t iova) {
-  return area_of(itree_find(&access->iopt->areas, iova, iova));
+  return find_area(access->iopt, iova, iova);
 }
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -127,9 +127,9 @@ static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* iommufd_access_pin_pages(): what holds for each area. [iova, last] is the rest of the request. */
 static int check_pin(const struct area *area, uint64_t iova, uint64_t last, uint32_t prot) {
-  uint64_t end_byte = area_byte(area, area->node.last);
+  uint64_t end_byte = area_byte(area, area->iova.last);
   if (area->prevent_access || area_byte(area, iova) % PAGE_SIZE ||
-      (area->node.last < last && end_byte % PAGE_SIZE != PAGE_SIZE - 1))
+      (area->iova.last < last && end_byte % PAGE_SIZE != PAGE_SIZE - 1))
     return -EINVAL;
   if (!(area->prot & (prot & IOFS_WRITE ? IOFS_WRITE : IOFS_READ)) ||
       (prot & IOFS_WRITE && !area->pages->writable))
@@ -138,12 +138,11 @@ static int check_pin(const struct area *area, uint64_t iova, uint64_t last, uint
 }
 
 static void unpin_range(const struct iofs_access *access, uint64_t iova, uint64_t last) {
-  struct itree_node *node = itree_find(&access->iopt->areas, iova, last);
-  for (; node; node = itree_find_next(node, iova, last)) {
-    struct area *area = area_of(node);
-    uint64_t from = iova > node->start ? iova : node->start;
+  struct area *area = find_area(access->iopt, iova, last);
+  for (; area; area = find_next_area(access->iopt, area, last)) {
+    uint64_t from = iova > area->iova.start ? iova : area->iova.start;
     pages_unpin(area->pages, area_byte(area, from) >> PAGE_LG2,
-                area_byte(area, min_u64(last, node->last)) >> PAGE_LG2);
+                area_byte(area, min_u64(last, area->iova.last)) >> PAGE_LG2);
     area->n_accesses--;
     area->n_locks -= (unsigned)!!access->internal;
   }
@@ -155,7 +154,7 @@ static int pin_range(const struct iofs_access *access, uint64_t iova, uint64_t l
   for (;;) {
     struct area *area = area_at(access, at);
     int err = area ? check_pin(area, at, last, prot) : -ENOENT;
-    uint64_t end = area ? min_u64(last, area->node.last) : at;
+    uint64_t end = area ? min_u64(last, area->iova.last) : at;
     if (!err)
       err = pages_pin(area->pages, area_byte(area, at) >> PAGE_LG2,
                       area_byte(area, end) >> PAGE_LG2);
@@ -260,7 +259,7 @@ static int collect(struct iofs_access *access, uint64_t iova, uint64_t last, int
     return -EPERM;
   if (area->pages->kind == PAGES_DMABUF)
     return -EINVAL;
-  *length = min_u64(last, area->node.last) - iova + 1;
+  *length = min_u64(last, area->iova.last) - iova + 1;
   return pages_collect(area->pages, area_byte(area, iova), *length, list);
 }
 

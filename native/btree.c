@@ -114,6 +114,40 @@ static void summarise_up(const struct btree *tree, const struct path *path, unsi
     ;
 }
 
+/* The longest gap beside or inside an entry; `slot` may be n. */
+static uint64_t gap_around(const struct btree_node *node, unsigned height, unsigned slot) {
+  uint64_t longest = 0;
+  if (slot >= node->n)
+    return 0;
+  if (slot)
+    longest = gap_between(node, slot - 1);
+  if (slot + 1 < node->n && gap_between(node, slot) > longest)
+    longest = gap_between(node, slot);
+  return height && node->gap[slot] > longest ? node->gap[slot] : longest;
+}
+
+/* summarise_up() from a leaf of which only entry path->slot[0] has come, gone or changed; `was`:
+ * its gap_around() before. Of each node only what is around the changed entry is looked at, unless
+ * the longest gap may have been there. */
+static void refresh(const struct btree *tree, const struct path *path, uint64_t was) {
+  for (unsigned height = 1; height <= tree->height; height++) {
+    struct btree_node *node = path->node[height], *child = path->node[height - 1];
+    unsigned slot = path->slot[height];
+    uint64_t now = gap_around(child, height - 1, path->slot[height - 1]);
+    uint64_t gap = node->gap[slot], start = child->start[0], last = child->last[child->n - 1];
+    if (now >= gap)
+      gap = now;
+    else if (was >= gap)
+      gap = longest_gap(child, height - 1);
+    if (node->start[slot] == start && node->last[slot] == last && node->gap[slot] == gap)
+      return;
+    was = gap_around(node, height, slot);
+    node->start[slot] = start;
+    node->last[slot] = last;
+    node->gap[slot] = gap;
+  }
+}
+
 /* ---- the way down ---------------------------------------------------------------------------- */
 
 /* To where an interval that begins at `at` is, or belongs; what is behind everything belongs into
@@ -229,15 +263,16 @@ int btree_insert(struct btree *tree, struct interval *interval) {
     return err;
   struct btree_node *leaf = path.node[0];
   unsigned slot = path.slot[0];
-  if (n_fresh)
+  if (n_fresh) {
     leaf = split(leaf, fresh[0], 0, &slot);
-  else
-    open_slot(leaf, slot, 0);
-  put_interval(leaf, slot, interval);
-  if (n_fresh)
+    put_interval(leaf, slot, interval);
     insert_subtree(tree, &path, 1, fresh, n_fresh);
-  else
-    summarise_up(tree, &path, 0);
+    return 0;
+  }
+  uint64_t was = gap_around(leaf, 0, slot);
+  open_slot(leaf, slot, 0);
+  put_interval(leaf, slot, interval);
+  refresh(tree, &path, was);
   return 0;
 }
 
@@ -284,7 +319,12 @@ void btree_erase(struct btree *tree, const struct interval *interval) {
   unsigned height = 0;
   descend(tree, interval->start, &path);
   assert(path.node[0]->entry[path.slot[0]] == interval);
+  uint64_t was = gap_around(path.node[0], 0, path.slot[0]);
   close_slot(path.node[0], path.slot[0], 0);
+  if (path.node[0]->n >= SPARSE) {
+    refresh(tree, &path, was);
+    return;
+  }
   while (height < tree->height && path.node[height]->n < SPARSE &&
          merge(path.node[height + 1], path.slot[height + 1], height + 1))
     height++;
@@ -297,8 +337,9 @@ void btree_set_last(struct btree *tree, struct interval *interval, uint64_t last
   struct path path;
   descend(tree, interval->start, &path);
   assert(path.node[0]->entry[path.slot[0]] == interval && last >= interval->start);
+  uint64_t was = gap_around(path.node[0], 0, path.slot[0]);
   interval->last = path.node[0]->last[path.slot[0]] = last;
-  summarise_up(tree, &path, 0);
+  refresh(tree, &path, was);
 }
 
 /* ---- looking --------------------------------------------------------------------------------- */

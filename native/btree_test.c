@@ -92,7 +92,7 @@ static void add(struct btree *tree, unsigned i, uint64_t start, uint64_t last) {
   n_used++;
 }
 
-static int is_used(unsigned i) { return pool[i].last && owner[pool[i].start] == i + 1; }
+static int is_used(unsigned i) { return owner[pool[i].start] == i + 1; }
 
 static void take(struct btree *tree, unsigned i) {
   btree_erase(tree, &pool[i]);

@@ -79,7 +79,7 @@ static int map(const struct iofs_iopt *iopt, struct iofs_domain *domain, const s
   if (area->pages->revoked)
     return 0;
   pthread_rwlock_wrlock(&domain->lock);
-  int err = pt_map(&domain->pt, area->node.start, pages_phys(area->pages, area->start_byte),
+  int err = pt_map(&domain->pt, area->iova.start, pages_phys(area->pages, area->start_byte),
                    area_length(area), area->prot, sizes);
   pthread_rwlock_unlock(&domain->lock);
   return err;
@@ -96,7 +96,7 @@ static void wait_for_flights(const _Atomic uint32_t *n_flights) {
 
 static void unmap(struct iofs_domain *domain, const struct area *area) {
   pthread_rwlock_wrlock(&domain->lock);
-  pt_unmap(&domain->pt, area->node.start, area_length(area));
+  pt_unmap(&domain->pt, area->iova.start, area_length(area));
   domain->generation++;
   unsigned phase = domain->phase;
   domain->phase ^= 1;
@@ -109,7 +109,7 @@ static int hold(struct area *area) {
   int err = pages_pin(area->pages, area_first_index(area), area_last_index(area));
   if (err)
     return err;
-  if ((err = pages_place(area->pages, area->start_byte, area->node.start))) {
+  if ((err = pages_place(area->pages, area->start_byte, area->iova.start))) {
     pages_unpin(area->pages, area_first_index(area), area_last_index(area));
     return err;
   }
@@ -152,9 +152,7 @@ void iopt_unfill_area(struct iofs_iopt *iopt, struct area *area) {
 
 void iofs_iopt_revoke(struct iofs_iopt *iopt, uint64_t name) {
   pthread_mutex_lock(&iopt->lock);
-  struct itree_node *node = itree_first(&iopt->areas);
-  for (; node; node = itree_next(node)) {
-    struct area *area = area_of(node);
+  for (struct area *area = first_area(iopt); area; area = next_area(iopt, area)) {
     if (area->pages->kind != PAGES_DMABUF || area->pages->dmabuf != name)
       continue;
     area->pages->revoked = 1;
@@ -168,21 +166,20 @@ void iofs_iopt_revoke(struct iofs_iopt *iopt, uint64_t name) {
 
 /* Take the areas below `end` (NULL: all) out of the domain; they are released if it is the only
  * one that holds them. */
-static void unfill(struct iofs_domain *domain, struct itree_node *node,
-                   const struct itree_node *end, int only) {
-  for (; node != end; node = itree_next(node)) {
-    unmap(domain, area_of(node));
+static void unfill(const struct iofs_iopt *iopt, struct iofs_domain *domain,
+                   const struct area *end, int only) {
+  for (struct area *area = first_area(iopt); area != end; area = next_area(iopt, area)) {
+    unmap(domain, area);
     if (only)
-      release(area_of(node));
+      release(area);
   }
 }
 
 /* iopt_fill_domain() */
 static int fill(struct iofs_iopt *iopt, struct iofs_domain *domain) {
-  struct itree_node *first = itree_first(&iopt->areas), *node;
   int only = !iopt->n_domains, err = 0;
-  for (node = first; node; node = itree_next(node)) {
-    struct area *area = area_of(node);
+  struct area *area = first_area(iopt);
+  for (; area; area = next_area(iopt, area)) {
     if (only && (err = hold(area)))
       break;
     if ((err = map(iopt, domain, area))) {
@@ -192,7 +189,7 @@ static int fill(struct iofs_iopt *iopt, struct iofs_domain *domain) {
     }
   }
   if (err)
-    unfill(domain, first, node, only);
+    unfill(iopt, domain, area, only);
   return err;
 }
 
@@ -246,7 +243,7 @@ void iofs_iopt_remove_domain(struct iofs_iopt *iopt, struct iofs_domain *domain)
   while (i < iopt->n_domains && iopt->domains[i] != domain)
     i++;
   assert(i < iopt->n_domains);
-  unfill(domain, itree_first(&iopt->areas), NULL, iopt->n_domains == 1);
+  unfill(iopt, domain, NULL, iopt->n_domains == 1);
   iopt->domains[i] = iopt->domains[--iopt->n_domains]; /* dense, as the kernel keeps them */
   domain->iopt = NULL;
   iopt_unreserve(iopt, owner_of(domain));

@@ -12,7 +12,6 @@ struct iofs_iopt *iofs_iopt_new(void) {
   if (!iopt)
     return NULL;
   pthread_mutex_init(&iopt->lock, NULL);
-  iopt->areas.kind = ITREE_GAPS;
   iopt->reserved.kind = iopt->allowed.kind = ITREE_OVERLAP;
   iopt->alignment = 1;
   stats.iopts++;
@@ -22,7 +21,7 @@ struct iofs_iopt *iofs_iopt_new(void) {
 void iofs_iopt_free(struct iofs_iopt *iopt) {
   assert(!iopt->n_domains && !iopt->accesses);
   while (iopt->areas.root)
-    iopt_remove_area(iopt, area_of(iopt->areas.root));
+    iopt_remove_area(iopt, first_area(iopt));
   iopt_free_ranges(&iopt->reserved);
   iopt_free_ranges(&iopt->allowed);
   alloc_free(iopt->domains);
@@ -33,11 +32,10 @@ void iofs_iopt_free(struct iofs_iopt *iopt) {
 
 int iopt_check_alignment(const struct iofs_iopt *iopt, uint64_t alignment) {
   uint64_t mask = alignment - 1;
-  struct area *area;
   if (alignment <= iopt->alignment)
     return 0;
-  for (area = area_of(itree_first(&iopt->areas)); area; area = area_of(itree_next(&area->node)))
-    if ((area->node.start | area_length(area) | area->start_byte % PAGE_SIZE) & mask)
+  for (const struct area *area = first_area(iopt); area; area = next_area(iopt, area))
+    if ((area->iova.start | area_length(area) | area->start_byte % PAGE_SIZE) & mask)
       return -EADDRINUSE;
   return 0;
 }
@@ -102,11 +100,11 @@ size_t iofs_iopt_n_areas(struct iofs_iopt *iopt) {
 
 int iofs_iopt_nth_area(struct iofs_iopt *iopt, size_t n, struct iofs_range *out) {
   pthread_mutex_lock(&iopt->lock);
-  struct itree_node *node = itree_first(&iopt->areas);
-  while (node && n--)
-    node = itree_next(node);
-  if (node)
-    *out = (struct iofs_range){node->start, node->last};
+  const struct area *area = first_area(iopt);
+  while (area && n--)
+    area = next_area(iopt, area);
+  if (area)
+    *out = (struct iofs_range){area->iova.start, area->iova.last};
   pthread_mutex_unlock(&iopt->lock);
-  return !!node;
+  return !!area;
 }

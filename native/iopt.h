@@ -13,14 +13,15 @@
 
 #include <pthread.h>
 
+#include "btree.h"
 #include "iommufs.h"
 #include "itree.h"
 #include "pages.h"
 
 struct area {
-  struct itree_node node;
+  struct interval iova;
   struct pages *pages;
-  uint64_t start_byte; /* in pages, of node.start */
+  uint64_t start_byte; /* in pages, of iova.start */
   uint32_t prot : 2;           /* enum iofs_prot */
   uint32_t filled : 1;         /* it is in the domains, its pages are pinned for that */
   uint32_t prevent_access : 1; /* being unmapped: no new pins */
@@ -30,7 +31,8 @@ struct area {
 
 struct iofs_iopt {
   pthread_mutex_t lock;
-  struct itree areas, reserved, allowed;
+  struct btree areas;
+  struct itree reserved, allowed;
   size_t n_areas;
   uint64_t alignment;
   int no_huge_pages;
@@ -49,16 +51,34 @@ struct iofs_piece_list {
   } pieces[];
 };
 
-static inline struct area *area_of(struct itree_node *node) {
-  return node ? ITREE_OF(node, struct area, node) : NULL;
+static inline struct area *area_of(struct interval *interval) {
+  return interval ? ITREE_OF(interval, struct area, iova) : NULL;
+}
+
+/* The first area that meets [start, last], and the next one after `area` that does; NULL: none. */
+static inline struct area *find_area(const struct iofs_iopt *iopt, uint64_t start, uint64_t last) {
+  return area_of(btree_find(&iopt->areas, start, last));
+}
+
+static inline struct area *find_next_area(const struct iofs_iopt *iopt, const struct area *area,
+                                          uint64_t last) {
+  return area_of(btree_find_next(&iopt->areas, &area->iova, last));
+}
+
+static inline struct area *first_area(const struct iofs_iopt *iopt) {
+  return area_of(btree_first(&iopt->areas));
+}
+
+static inline struct area *next_area(const struct iofs_iopt *iopt, const struct area *area) {
+  return area_of(btree_next(&iopt->areas, &area->iova));
 }
 
 static inline uint64_t area_length(const struct area *area) {
-  return area->node.last - area->node.start + 1;
+  return area->iova.last - area->iova.start + 1;
 }
 
 static inline uint64_t area_byte(const struct area *area, uint64_t iova) {
-  return area->start_byte + (iova - area->node.start);
+  return area->start_byte + (iova - area->iova.start);
 }
 
 static inline uint64_t area_first_index(const struct area *area) {
@@ -66,7 +86,7 @@ static inline uint64_t area_first_index(const struct area *area) {
 }
 
 static inline uint64_t area_last_index(const struct area *area) {
-  return area_byte(area, area->node.last) >> PAGE_LG2;
+  return area_byte(area, area->iova.last) >> PAGE_LG2;
 }
 
 /* iopt_alloc.c: choose an IOVA for a source that begins at `address`, as iopt_alloc_iova() of the

@@ -26,12 +26,12 @@ static int fits(const struct wish *wish, uint64_t *start, uint64_t last) {
 /* Choose inside [start, last], which no reserved range meets. */
 static int choose_between_areas(const struct iofs_iopt *iopt, const struct wish *wish,
                                 uint64_t start, uint64_t last, uint64_t *iova) {
-  struct itree_gaps gaps;
-  uint64_t gap_start, gap_last;
-  itree_gaps_begin(&gaps, &iopt->areas, start, last, wish->length);
-  while (itree_gaps_next(&gaps, &gap_start, &gap_last))
-    if (fits(wish, &gap_start, gap_last)) {
-      *iova = gap_start;
+  struct btree_gaps gaps;
+  struct interval gap;
+  btree_gaps_begin(&gaps, &iopt->areas, start, last, wish->length);
+  while (btree_gaps_next(&gaps, &gap))
+    if (fits(wish, &gap.start, gap.last)) {
+      *iova = gap.start;
       return 1;
     }
   return 0;

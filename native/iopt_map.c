@@ -29,7 +29,7 @@ static int place(const struct iofs_iopt *iopt, const struct target *target, uint
     return -EOVERFLOW;
   if (itree_find(&iopt->reserved, *iova, last))
     return -EINVAL;
-  return itree_find(&iopt->areas, *iova, last) ? -EEXIST : 0;
+  return find_area(iopt, *iova, last) ? -EEXIST : 0;
 }
 
 /* iopt_insert_area() */
@@ -41,13 +41,17 @@ static int insert(struct iofs_iopt *iopt, const struct piece *piece, uint64_t io
     return -EINVAL;
   if (!(area = alloc_zeroed(sizeof *area)))
     return -ENOMEM;
-  area->node.start = iova;
-  area->node.last = iova + piece->length - 1;
+  area->iova.start = iova;
+  area->iova.last = iova + piece->length - 1;
   area->pages = piece->pages;
   area->start_byte = piece->start_byte;
   area->prot = prot & (IOFS_READ | IOFS_WRITE);
+  int err = btree_insert(&iopt->areas, &area->iova);
+  if (err) {
+    alloc_free(area);
+    return err;
+  }
   pages_get(area->pages);
-  itree_insert(&iopt->areas, &area->node);
   iopt->n_areas++;
   stats.areas++;
   return 0;
@@ -55,9 +59,9 @@ static int insert(struct iofs_iopt *iopt, const struct piece *piece, uint64_t io
 
 /* The areas at [iova, iova + length), which pieces of one call made, leave again. */
 static void remove_pieces(struct iofs_iopt *iopt, uint64_t iova, uint64_t length) {
-  struct itree_node *node;
-  while (length && (node = itree_find(&iopt->areas, iova, iova + length - 1)))
-    iopt_remove_area(iopt, area_of(node));
+  struct area *area;
+  while (length && (area = find_area(iopt, iova, iova + length - 1)))
+    iopt_remove_area(iopt, area);
 }
 
 /* All areas are there before the first is filled, as iopt_map_pages() has it. */
@@ -70,9 +74,9 @@ static int insert_pieces(struct iofs_iopt *iopt, const struct piece *pieces, siz
     if (!err)
       done += pieces[i].length;
   }
-  struct itree_node *node = err ? NULL : itree_find(&iopt->areas, iova, iova + done - 1);
-  for (; node && !err; node = itree_find_next(node, iova, iova + done - 1))
-    err = iopt_fill_area(iopt, area_of(node));
+  struct area *area = err ? NULL : find_area(iopt, iova, iova + done - 1);
+  for (; area && !err; area = find_next_area(iopt, area, iova + done - 1))
+    err = iopt_fill_area(iopt, area);
   if (err)
     remove_pieces(iopt, iova, done);
   return err;
@@ -152,32 +156,33 @@ int iofs_iopt_map_dmabuf(struct iofs_iopt *iopt, struct iofs_mm *mm, int fd, uin
 
 /* ---- copy ------------------------------------------------------------------------------------ */
 
-/* How many areas cover [iova, last] without a hole; 0: they do not. */
-static size_t count_contiguous(const struct iofs_iopt *iopt, uint64_t iova, uint64_t last) {
-  struct itree_node *node = itree_find(&iopt->areas, iova, iova);
+/* How many areas, from the one at `iova` on, cover [iova, last] without a hole; 0: they do not. */
+static size_t count_contiguous(const struct iofs_iopt *iopt, const struct area *area,
+                               uint64_t last) {
   size_t n = 1;
-  for (; node && node->last < last; n++) {
-    struct itree_node *next = itree_next(node);
-    node = next && next->start - 1 == node->last ? next : NULL;
-  }
-  return node ? n : 0;
+  for (; area && area->iova.last < last; n++)
+    area = find_area(iopt, area->iova.last + 1, area->iova.last + 1);
+  return area ? n : 0;
 }
 
 /* Under the lock of the iopt. */
 static int get_pieces(const struct iofs_iopt *iopt, uint64_t iova, uint64_t last,
                       struct iofs_piece_list **out) {
-  size_t n = count_contiguous(iopt, iova, last);
+  const struct area *area = find_area(iopt, iova, iova);
+  size_t n = count_contiguous(iopt, area, last);
   struct iofs_piece_list *list;
   if (!n)
     return -ENOENT;
   if (!(list = alloc_zeroed(sizeof *list + n * sizeof *list->pieces)))
     return -ENOMEM;
-  struct area *area = area_of(itree_find(&iopt->areas, iova, iova));
-  for (list->n = 0; list->n < n; area = area_of(itree_next(&area->node))) {
-    uint64_t end = area->node.last < last ? area->node.last : last;
-    list->pieces[list->n++] = (struct piece){area->pages, area_byte(area, iova), end - iova + 1};
+  for (list->n = 0;;) {
+    uint64_t end = area->iova.last < last ? area->iova.last : last;
+    list->pieces[list->n] = (struct piece){area->pages, area_byte(area, iova), end - iova + 1};
     pages_get(area->pages);
+    if (++list->n == n)
+      break;
     iova = end + 1;
+    area = find_area(iopt, iova, iova);
   }
   *out = list;
   return 0;

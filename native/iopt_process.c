@@ -17,9 +17,9 @@ typedef int visit_fn(const struct move *move, struct pages *pages, void *arg);
 static int for_each_pages(const struct move *move, visit_fn *visit, void *arg) {
   int err = 0;
   for (size_t i = 0; i < move->n; i++) {
-    struct itree_node *node = itree_first(&move->iopts[i]->areas);
-    for (; node && !err; node = itree_next(node))
-      err = visit(move, area_of(node)->pages, arg);
+    const struct iofs_iopt *iopt = move->iopts[i];
+    for (struct area *area = first_area(iopt); area && !err; area = next_area(iopt, area))
+      err = visit(move, area->pages, arg);
   }
   return err;
 }

@@ -35,7 +35,7 @@ void iopt_free_ranges(struct itree *tree) {
 int iopt_reserve(struct iofs_iopt *iopt, uint64_t start, uint64_t last, iofs_owner owner) {
   if (start > last)
     return -EINVAL;
-  if (itree_find(&iopt->areas, start, last) || itree_find(&iopt->allowed, start, last))
+  if (find_area(iopt, start, last) || itree_find(&iopt->allowed, start, last))
     return -EADDRINUSE;
   return add_range(&iopt->reserved, start, last, owner);
 }

@@ -10,7 +10,7 @@
 
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area) {
   iopt_unfill_area(iopt, area);
-  itree_erase(&iopt->areas, &area->node);
+  btree_erase(&iopt->areas, &area->iova);
   pages_put(area->pages);
   alloc_free(area);
   iopt->n_areas--;
@@ -19,14 +19,14 @@ void iopt_remove_area(struct iofs_iopt *iopt, struct area *area) {
 
 /* Tell the accesses of an area that it is to go; 1, or -EDEADLK. */
 static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *out) {
-  if (!area->prevent_access || iopt->waiting_area != area->node.start) {
-    iopt->waiting_area = area->node.start;
+  if (!area->prevent_access || iopt->waiting_area != area->iova.start) {
+    iopt->waiting_area = area->iova.start;
     iopt->n_tries = 0;
   }
   area->prevent_access = 1;
   if (iopt->n_tries++ >= MAX_TRIES)
     return -EDEADLK;
-  *out = (struct iofs_range){area->node.start, area->node.last};
+  *out = (struct iofs_range){area->iova.start, area->iova.last};
   return 1;
 }
 
@@ -34,15 +34,15 @@ static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *
 static int unmap(struct iofs_iopt *iopt, uint64_t start, uint64_t last, uint64_t *unmapped,
                  struct iofs_range *out) {
   struct area *area;
-  while ((area = area_of(itree_find(&iopt->areas, start, last)))) {
+  while ((area = find_area(iopt, start, last))) {
     if (area->n_locks)
       return -EBUSY;
-    if (area->node.start < start || area->node.last > last)
+    if (area->iova.start < start || area->iova.last > last)
       return -ENOENT;
     if (area->n_accesses)
       return notify(iopt, area, out);
     *unmapped += area_length(area);
-    start = area->node.last;
+    start = area->iova.last;
     iopt_remove_area(iopt, area);
     if (start++ == last)
       break;
@@ -88,15 +88,18 @@ static int cut(struct iofs_iopt *iopt, struct area *left, uint64_t new_start) {
     return err;
   if (!(right = alloc_zeroed(sizeof *right)))
     return -ENOMEM;
-  if (left->filled && (err = pages_divide(left->pages, area_byte(left, new_start) >> PAGE_LG2))) {
+  *right = *left; /* what the domains hold stays as it is: there are only small leaves */
+  right->start_byte = area_byte(left, new_start);
+  right->iova.start = new_start;
+  btree_set_last(&iopt->areas, &left->iova, new_start - 1);
+  if (!(err = btree_insert(&iopt->areas, &right->iova)) && left->filled &&
+      (err = pages_divide(left->pages, right->start_byte >> PAGE_LG2)))
+    btree_erase(&iopt->areas, &right->iova);
+  if (err) {
+    btree_set_last(&iopt->areas, &left->iova, right->iova.last);
     alloc_free(right);
     return err;
   }
-  *right = *left; /* what the domains hold stays as it is: there are only small leaves */
-  right->start_byte = area_byte(left, new_start);
-  right->node.start = new_start;
-  itree_set_last(&left->node, new_start - 1);
-  itree_insert(&iopt->areas, &right->node);
   pages_get(right->pages);
   if (right->filled)
     pages_place(right->pages, 0, 0); /* placed already by the left one: cannot fail */
@@ -108,8 +111,8 @@ static int cut(struct iofs_iopt *iopt, struct area *left, uint64_t new_start) {
 int iofs_iopt_cut(struct iofs_iopt *iopt, uint64_t iova) {
   int err = 0;
   pthread_mutex_lock(&iopt->lock);
-  struct area *area = area_of(itree_find(&iopt->areas, iova, iova));
-  if (area && iova != area->node.start && iova != area->node.last)
+  struct area *area = find_area(iopt, iova, iova);
+  if (area && iova != area->iova.start && iova != area->iova.last)
     err = cut(iopt, area, iova + 1);
   pthread_mutex_unlock(&iopt->lock);
   return err;
