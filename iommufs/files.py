@@ -2,9 +2,9 @@
 
 An open file answers `async read(offset, size)`, `async write(offset, data)`, `poll()`, `release()`
 and says in `table` which ioctls it knows. It may have `check_mmap(caller, fd, length, prot,
-offset)`, whose UapiError refuses a shared mapping under `iommufs run`, and `watch_poll(notify)`, to
-be told once when poll() may answer differently. Numbers are never reused, so a late request for a
-file that is gone finds nothing instead of another file.
+offset)`, whose UapiError refuses a shared mapping under `iommufs run`, `watch_poll(notify)`, to be
+told once when poll() may answer differently, and `fast`, what readers may answer. Numbers are never
+reused, so a late request for a file that is gone finds nothing instead of another file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from iommufs import fast
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
@@ -43,12 +44,15 @@ class OpenFiles:
         """A new number for a file, which may have others: it is released once for each."""
         fh = next(self._numbers)
         self._files[fh] = open_file
+        if hasattr(open_file, "fast"):
+            open_file.fast.add_file(fh)
         return fh
 
     def remove(self, fh: int) -> Any:
         """Forget a file and return it; the caller releases it."""
         open_file = self[fh]
         del self._files[fh]
+        fast.remove_file(fh)
         return open_file
 
     @contextmanager
@@ -78,6 +82,8 @@ class OpenFiles:
     def remove_all(self) -> list[Any]:
         """Forget all files and return them, the newest first."""
         left = [self._files[fh] for fh in sorted(self._files, reverse=True)]
+        for fh in self._files:
+            fast.remove_file(fh)
         self._files.clear()
         return left
 

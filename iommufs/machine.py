@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 import trio
 
-from iommufs import device_options, sysfs
+from iommufs import device_options, fast, sysfs
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, place
@@ -191,6 +191,7 @@ class Machine:
         refused.drain()
         return {
             "iommufd": iommufd_statistics(),
+            "requests": fast.counts(),
             "files": len(self.files),
             "bound": [f"vfio{device.index}" for device in self.devices if device.bound],
             "open_groups": [number for number, group in self.vfio_groups.items() if group.opened],

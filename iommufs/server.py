@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 import iommufs._native
+from iommufs import fast
 from iommufs._native import lib
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import IoctlPump
@@ -66,6 +67,7 @@ async def serve(
     on_operations  gets the operations before anything is served
     """
     _raise_descriptor_limit()
+    fast.enable(os.environ.get("IOMMUFS_FAST") != "0")
     mount(path)
     try:
         operations = Operations(root, files)

@@ -42,6 +42,10 @@ def offsetofend(struct_name: str, field: str) -> int:
     return ffi.offsetof(kind, *field.split(".")) + field_size(struct_name, field)
 
 
+def offsetof(struct_name: str, field: str) -> int:
+    return ffi.offsetof(f"struct {struct_name}", field)
+
+
 def field_size(struct_name: str, field: str) -> int:
     """Bytes; 0 for a flexible array."""
     kind = ffi.typeof(f"struct {struct_name}")

@@ -1,7 +1,8 @@
 /*
  * The ioctls between their arrival and their answer.
  *
- * FETCHING: a reader is in the client's memory; READY: Python may take it; TAKEN: Python has it.
+ * HELD: a reader is in the client's memory, or carries it out; READY: Python may take it; TAKEN:
+ * Python has it. GONE: the caller was signalled while a reader held it, and has its answer.
  * An ioctl is handed out only after every RELEASE that arrived before it is answered, because
  * close(2) returns before its RELEASE is handled and the client may rely on its effect.
  */
@@ -16,10 +17,10 @@
 #include "iommufs.h"
 #include "transport.h"
 
-enum state { FETCHING, READY, TAKEN };
+enum state { HELD, READY, TAKEN, GONE };
 
 struct pending {
-  struct pending *next;
+  struct pending *next, **from; /* the pointer to it */
   enum state state;
   int interrupted; /* to be told to Python */
   uint64_t after;  /* the number of RELEASEs that arrived before */
@@ -33,19 +34,20 @@ static int ready_fd = -1;
 
 static void notify(void) { eventfd_write(ready_fd, 1); }
 
-/* Where the pointer to it stands; to NULL if there is none. */
-static struct pending **find(uint64_t unique) {
-  struct pending **at = &ioctls;
-  while (*at && (*at)->ioctl.unique != unique)
-    at = &(*at)->next;
-  return at;
+static struct pending *find(uint64_t unique) {
+  struct pending *entry = ioctls;
+  while (entry && entry->ioctl.unique != unique)
+    entry = entry->next;
+  return entry;
 }
 
-static void drop(struct pending **at) {
-  struct pending *entry = *at;
-  *at = entry->next;
-  if (!*at)
-    tail = at;
+static void unlink_entry(struct pending *entry) {
+  *entry->from = entry->next;
+  *(entry->next ? &entry->next->from : &tail) = entry->from;
+}
+
+static void drop(struct pending *entry) {
+  unlink_entry(entry);
   free(entry);
 }
 
@@ -56,8 +58,14 @@ int iofs_ioctls_open(void) {
 
 void iofs_ioctls_close(void) {
   pthread_mutex_lock(&lock);
-  while (ioctls)
-    drop(&ioctls);
+  while (ioctls) {
+    if (ioctls->state == HELD) { /* its reader frees it */
+      ioctls->state = GONE;
+      unlink_entry(ioctls);
+    } else {
+      drop(ioctls);
+    }
+  }
   releases_arrived = releases_answered = 0;
   if (ready_fd >= 0)
     close(ready_fd);
@@ -65,51 +73,71 @@ void iofs_ioctls_close(void) {
   pthread_mutex_unlock(&lock);
 }
 
-int iofs_ioctls_add(const struct iofs_ioctl *ioctl) {
+struct pending *iofs_ioctls_add(uint64_t unique) {
   struct pending *entry = calloc(1, sizeof *entry);
   if (!entry)
-    return -ENOMEM;
-  entry->ioctl = *ioctl;
+    return NULL;
+  entry->ioctl.unique = unique;
   pthread_mutex_lock(&lock);
   entry->after = releases_arrived;
+  entry->from = tail;
   *tail = entry;
   tail = &entry->next;
   pthread_mutex_unlock(&lock);
-  return 0;
+  return entry;
 }
 
-void iofs_ioctls_fetched(const struct iofs_ioctl *ioctl) {
+int iofs_ioctls_is_due(const struct pending *entry) {
   pthread_mutex_lock(&lock);
-  struct pending *entry = *find(ioctl->unique);
-  if (entry) { /* its caller was not let go meanwhile */
+  int due = entry->after <= releases_answered;
+  pthread_mutex_unlock(&lock);
+  return due;
+}
+
+void iofs_ioctls_fetched(struct pending *entry, const struct iofs_ioctl *ioctl) {
+  pthread_mutex_lock(&lock);
+  if (entry->state == GONE) {
+    free(entry);
+  } else {
     entry->ioctl = *ioctl;
     entry->state = READY;
+    notify();
   }
   pthread_mutex_unlock(&lock);
-  notify();
+}
+
+int iofs_ioctls_finish(struct pending *entry) {
+  pthread_mutex_lock(&lock);
+  int waits = entry->state == HELD;
+  if (waits)
+    unlink_entry(entry);
+  pthread_mutex_unlock(&lock);
+  free(entry);
+  return waits;
 }
 
 int iofs_ioctls_remove(uint64_t unique) {
   pthread_mutex_lock(&lock);
-  struct pending **at = find(unique);
-  int found = *at != NULL;
-  if (found)
-    drop(at);
+  struct pending *entry = find(unique);
+  if (entry)
+    drop(entry);
   pthread_mutex_unlock(&lock);
-  return found;
+  return !!entry;
 }
 
 int iofs_ioctls_interrupt(uint64_t unique) {
   pthread_mutex_lock(&lock);
-  struct pending **at = find(unique);
-  int stuck = *at && (*at)->state == FETCHING;
-  if (stuck)
-    drop(at);
-  else if (*at)
-    (*at)->interrupted = 1;
+  struct pending *entry = find(unique);
+  int held = entry && entry->state == HELD;
+  if (held) {
+    entry->state = GONE;
+    unlink_entry(entry);
+  } else if (entry) {
+    entry->interrupted = 1;
+    notify();
+  }
   pthread_mutex_unlock(&lock);
-  notify();
-  return stuck;
+  return held;
 }
 
 void iofs_ioctls_release_arrived(void) {
@@ -123,6 +151,13 @@ void iofs_ioctls_release_answered(void) {
   releases_answered++;
   pthread_mutex_unlock(&lock);
   notify();
+}
+
+int iofs_ioctls_all_released(void) {
+  pthread_mutex_lock(&lock);
+  int all = releases_arrived == releases_answered;
+  pthread_mutex_unlock(&lock);
+  return all;
 }
 
 void iofs_transport_releases(uint64_t *arrived, uint64_t *answered) {

@@ -350,6 +350,52 @@ void iofs_watch_free(struct iofs_watch *watch);
 int iofs_watch_fd(void); /* an eventfd, readable while iofs_watch_next() has something */
 int iofs_watch_next(struct iofs_watch_event *out); /* 1: written; 0: none */
 
+/* ---- fast: calls that a reader of the transport finishes without Python ------------------------
+ *
+ * Python says here what it knows of an open file, and takes it back before it is no longer so. What
+ * then is the plain case of a hot call, and goes well, a reader answers; all else comes to Python as
+ * it always does, so that what a call means stands there. Nothing said: everything comes. ENOMEM
+ * means that nothing is said. When a function that takes something back returns, no reader uses it.
+ */
+struct iofs_fast;
+
+struct iofs_fast *iofs_fast_new(void); /* of an open file, or several that are one; NULL: ENOMEM */
+void iofs_fast_free(struct iofs_fast *fast); /* takes back everything */
+int iofs_fast_add_file(struct iofs_fast *fast, uint64_t fh);
+void iofs_fast_remove_file(uint64_t fh);
+
+/* Of an iommufd. The address space with an id, NULL to take it back, after which a reader may still
+ * be at work on it, and keeps it for as long. */
+int iofs_fast_set_iopt(struct iofs_fast *fast, uint32_t id, struct iofs_iopt *iopt);
+/* What a process maps is of this address space, for as long as it runs in it. */
+int iofs_fast_add_source(struct iofs_fast *fast, int tgid, struct iofs_mm *mm);
+void iofs_fast_remove_source(struct iofs_fast *fast, int tgid);
+void iofs_fast_set_charge_mode(struct iofs_fast *fast, uint32_t mode); /* without CAP_IPC_LOCK */
+
+/* Of a device. What GET_INFO, GET_REGION_INFO or GET_IRQ_INFO answers for an index: a structure that
+ * begins with argsz, and the chain of capabilities behind it; cap_at: where the structure says where
+ * the chain begins, 0 if it does not. */
+int iofs_fast_add_answer(struct iofs_fast *fast, uint32_t cmd, uint32_t index, const void *bytes,
+                         uint32_t length, const void *chain, uint32_t chain_length,
+                         uint32_t cap_at);
+/* SET_IRQS rings eventfd n of an index, -1 none, which stays open meanwhile. */
+int iofs_fast_set_triggers(struct iofs_fast *fast, uint32_t index, const int32_t *fds, uint32_t n);
+/* A read at this position of the file gives these bytes, as they are then. */
+int iofs_fast_add_memory(struct iofs_fast *fast, uint64_t position, const void *bytes,
+                         uint64_t length);
+void iofs_fast_remove_memory(struct iofs_fast *fast, uint64_t position);
+void iofs_fast_withdraw(struct iofs_fast *fast); /* all of a device */
+
+/* Off: everything goes to Python. On at the beginning. */
+void iofs_fast_enable(int enabled);
+
+/* Requests since the process began, by who answered them. */
+struct iofs_fast_counts {
+  uint64_t ioctls_by_readers, ioctls_by_python;
+  uint64_t reads_by_readers, others; /* others: all that pyfuse3 answers */
+};
+void iofs_fast_counts(struct iofs_fast_counts *out);
+
 /* ---- transport: /dev/fuse ---------------------------------------------------------------------
  *
  * Owns the device. Readers take turns: the one whose turn it is takes a request, answers it if it

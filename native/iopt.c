@@ -14,12 +14,16 @@ struct iofs_iopt *iofs_iopt_new(void) {
   pthread_mutex_init(&iopt->lock, NULL);
   iopt->reserved.kind = iopt->allowed.kind = ITREE_OVERLAP;
   iopt->alignment = 1;
+  iopt->refs = 1;
   stats.iopts++;
   return iopt;
 }
 
-void iofs_iopt_free(struct iofs_iopt *iopt) {
-  assert(!iopt->n_domains && !iopt->accesses);
+void iopt_get(struct iofs_iopt *iopt) { iopt->refs++; }
+
+void iopt_put(struct iofs_iopt *iopt) {
+  if (--iopt->refs)
+    return;
   while (iopt->areas.root)
     iopt_remove_area(iopt, first_area(iopt));
   iopt_free_ranges(&iopt->reserved);
@@ -28,6 +32,11 @@ void iofs_iopt_free(struct iofs_iopt *iopt) {
   pthread_mutex_destroy(&iopt->lock);
   alloc_free(iopt);
   stats.iopts--;
+}
+
+void iofs_iopt_free(struct iofs_iopt *iopt) {
+  assert(!iopt->n_domains && !iopt->accesses);
+  iopt_put(iopt);
 }
 
 int iopt_check_alignment(const struct iofs_iopt *iopt, uint64_t alignment) {

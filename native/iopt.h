@@ -31,6 +31,7 @@ struct area {
 
 struct iofs_iopt {
   pthread_mutex_t lock;
+  _Atomic uint32_t refs; /* iofs_iopt_free() gives up one, readers of the transport have others */
   struct btree areas;
   struct itree reserved, allowed;
   size_t n_areas;
@@ -89,6 +90,10 @@ static inline uint64_t area_last_index(const struct area *area) {
   return area_byte(area, area->iova.last) >> PAGE_LG2;
 }
 
+/* iopt.c: whoever holds it may go on mapping when it is free for Python; it all goes at the end. */
+void iopt_get(struct iofs_iopt *iopt);
+void iopt_put(struct iofs_iopt *iopt);
+
 /* iopt_alloc.c: choose an IOVA for a source that begins at `address`, as iopt_alloc_iova() of the
  * kernel does: EOVERFLOW, EINVAL, ENOSPC. */
 int iopt_choose_iova(const struct iofs_iopt *iopt, uint64_t address, uint64_t length,
@@ -112,6 +117,10 @@ uint64_t domain_alignment(const struct iofs_domain *domain);
 uint64_t access_alignment(const struct iofs_access *access);
 const struct iofs_access *access_next(const struct iofs_access *access);
 int access_identify(struct iofs_access *access, uint64_t iova, struct page_id *out); /* ENOENT */
+
+/* iopt_unmap.c: unmap, or all with length 2^64 - 1 from 0 on, as iofs_iopt_unmap(), but EAGAIN
+ * with nothing done if there are accesses, which might have to be told. */
+int iopt_unmap_untold(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint64_t *unmapped);
 
 /* iopt_unmap.c: the area leaves the iopt and the domains and is freed. */
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area);

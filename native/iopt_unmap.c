@@ -70,6 +70,18 @@ int iofs_iopt_unmap_all(struct iofs_iopt *iopt, uint64_t *unmapped, struct iofs_
   return err;
 }
 
+int iopt_unmap_untold(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint64_t *unmapped) {
+  struct iofs_range nobody;
+  uint64_t last = UINT64_MAX;
+  int everything = !iova && length == UINT64_MAX;
+  if (!everything && (!length || __builtin_add_overflow(iova, length - 1, &last)))
+    return -EINVAL;
+  pthread_mutex_lock(&iopt->lock);
+  int err = iopt->accesses ? -EAGAIN : unmap(iopt, iova, last, unmapped, &nobody);
+  pthread_mutex_unlock(&iopt->lock);
+  return err;
+}
+
 /* iopt_area_split(), with its order of checks. */
 static int check_cut(const struct iofs_iopt *iopt, const struct area *area, uint64_t new_start) {
   if (area->prevent_access)

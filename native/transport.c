@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fast.h"
 #include "fuse_wire.h"
 #include "iommufs.h"
 #include "job.h"
@@ -62,7 +63,10 @@ static int fuse_fd = -1, stop_fd = -1, session_fd = -1;
 static dev_t our_dev;
 static char *mount_path;
 static unsigned n_readers, n_waiting; /* waiting: for their turn */
-static _Atomic int stopping, ended, passthrough;
+static _Atomic int stopping, ended, passthrough, fast_enabled = 1;
+static struct {
+  _Atomic uint64_t ioctls_by_readers, ioctls_by_python, reads_by_readers, others;
+} counts;
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
 static struct watched *watched;
@@ -184,6 +188,7 @@ static void forward(const void *bytes, size_t length) {
     iofs_answer(((const struct fuse_in_header *)bytes)->unique, -ENOMEM, NULL, 0);
     return;
   }
+  counts.others++;
   message->next = NULL;
   message->length = length;
   memcpy(message->bytes, bytes, length);
@@ -240,8 +245,39 @@ static void take_turn(void) {
   pthread_mutex_unlock(&lock);
 }
 
+/* Bytes of the payload, not into the next page, which Linux might never touch. */
+static void fetch(struct iofs_ioctl *ioctl) {
+  size_t length = 4096 - ioctl->arg % 4096;
+  if (length > sizeof ioctl->payload)
+    length = sizeof ioctl->payload;
+  ssize_t got = iofs_client_read(ioctl->tid, ioctl->arg, ioctl->payload, length);
+  ioctl->prefetched = got > 0 ? got : 0;
+}
+
+static void answer_ioctl(uint64_t unique, int32_t result) {
+  struct fuse_ioctl_out out = {.result = result};
+  iofs_answer(unique, 0, &out, sizeof out);
+}
+
+/* Carry it out, if it is a plain one: 1. */
+static int finish(struct pending *pending, const struct iofs_ioctl *ioctl) {
+  int32_t result;
+  if (!fast_enabled || !fast_is_hot(ioctl->cmd) || !iofs_ioctls_is_due(pending) ||
+      !fast_ioctl(ioctl, &result))
+    return 0;
+  counts.ioctls_by_readers++;
+  if (iofs_ioctls_finish(pending))
+    answer_ioctl(ioctl->unique, result);
+  return 1;
+}
+
+static void hand_over(struct pending *pending, const struct iofs_ioctl *ioctl) {
+  counts.ioctls_by_python++;
+  iofs_ioctls_fetched(pending, ioctl);
+}
+
 /* Another reader goes on while this one is in the client's memory. */
-static void keep_ioctl(const struct fuse_in_header *in) {
+static void take_ioctl(const struct fuse_in_header *in) {
   const struct fuse_ioctl_in *arg = (const void *)(in + 1);
   struct iofs_ioctl ioctl = {.unique = in->unique,
                              .nodeid = in->nodeid,
@@ -252,28 +288,51 @@ static void keep_ioctl(const struct fuse_in_header *in) {
                              .gid = in->gid,
                              .tid = in->pid,
                              .compat = !!(arg->flags & FUSE_IOCTL_COMPAT)};
-  if (iofs_ioctls_add(&ioctl) < 0) {
+  struct pending *pending = iofs_ioctls_add(in->unique);
+  if (!pending) {
     iofs_answer(in->unique, -ENOMEM, NULL, 0);
     return;
   }
   if (!has_successor()) { /* the last one keeps out of clients' memory: Python's jobs read it */
-    iofs_ioctls_fetched(&ioctl);
+    hand_over(pending, &ioctl);
     return;
   }
   pthread_mutex_unlock(&turn);
-  /* Not into the next page, which Linux might never touch. */
-  size_t length = 4096 - ioctl.arg % 4096;
-  if (length > sizeof ioctl.payload)
-    length = sizeof ioctl.payload;
-  ssize_t got = iofs_client_read(ioctl.tid, ioctl.arg, ioctl.payload, length);
-  ioctl.prefetched = got > 0 ? got : 0;
-  iofs_ioctls_fetched(&ioctl);
+  fetch(&ioctl);
+  if (!finish(pending, &ioctl))
+    hand_over(pending, &ioctl);
   take_turn();
 }
 
 int iofs_transport_answer_ioctl(uint64_t unique, int32_t result) {
   struct fuse_ioctl_out out = {.result = result};
   return iofs_ioctls_remove(unique) ? iofs_answer(unique, 0, &out, sizeof out) : -ENOENT;
+}
+
+void iofs_fast_enable(int enabled) { fast_enabled = enabled; }
+
+void iofs_fast_counts(struct iofs_fast_counts *out) {
+  *out = (struct iofs_fast_counts){counts.ioctls_by_readers, counts.ioctls_by_python,
+                                   counts.reads_by_readers, counts.others};
+}
+
+/* ---- reads ----------------------------------------------------------------------------------- */
+
+/* Answer a read of published memory: 1. The kernel takes the bytes, not the client's pages. */
+static int finish_read(const struct fuse_in_header *in) {
+  static uint8_t bytes[1 << 16]; /* of whose turn it is */
+  const struct fuse_read_in *arg = (const void *)(in + 1);
+  struct iofs_fast *fast;
+  if (!fast_enabled || arg->size > sizeof bytes || !iofs_ioctls_all_released() ||
+      !(fast = fast_get(arg->fh)))
+    return 0;
+  size_t length = fast_read_memory(fast, arg->offset, bytes, arg->size);
+  fast_put(fast);
+  if (!length)
+    return 0;
+  counts.reads_by_readers++;
+  iofs_answer(in->unique, 0, bytes, length);
+  return 1;
 }
 
 /* ---- readers --------------------------------------------------------------------------------- */
@@ -318,7 +377,7 @@ static void handle(struct fuse_in_header *in, size_t length) {
     } else if (ioctl_in->flags & FUSE_IOCTL_DIR) {
       iofs_answer(in->unique, -ENOTTY, NULL, 0);
     } else {
-      keep_ioctl(in);
+      take_ioctl(in);
     }
     return;
   case FUSE_INIT:
@@ -327,6 +386,10 @@ static void handle(struct fuse_in_header *in, size_t length) {
   case FUSE_OPEN:
   case FUSE_RELEASE:
     forward_watched(in, length);
+    return;
+  case FUSE_READ:
+    if (!finish_read(in))
+      forward(in, length);
     return;
   default:
     forward(in, length);

@@ -32,13 +32,19 @@ dev_t iofs_transport_device(void); /* st_dev of the mount */
 int iofs_side_start(void);
 void iofs_side_stop(void);
 
-/* ioctls.c: the ioctls that wait. */
+/* ioctls.c: the ioctls that wait. A reader holds the one it is working on. */
+struct pending;
 int iofs_ioctls_open(void);
 void iofs_ioctls_close(void);
-int iofs_ioctls_add(const struct iofs_ioctl *ioctl); /* ENOMEM */
-void iofs_ioctls_fetched(const struct iofs_ioctl *ioctl); /* its payload is read */
+struct pending *iofs_ioctls_add(uint64_t unique); /* NULL: ENOMEM */
+/* Its payload is read: Python may have it. */
+void iofs_ioctls_fetched(struct pending *pending, const struct iofs_ioctl *ioctl);
+/* The reader has carried it out: 1 if its caller still waits for the answer. */
+int iofs_ioctls_finish(struct pending *pending);
+int iofs_ioctls_is_due(const struct pending *pending); /* each RELEASE before it is answered */
 int iofs_ioctls_remove(uint64_t unique); /* 1 if it was there */
-int iofs_ioctls_interrupt(uint64_t unique); /* 1: it was in its own memory, and is removed */
+int iofs_ioctls_interrupt(uint64_t unique); /* 1: a reader has it; it is to be answered now */
+int iofs_ioctls_all_released(void);
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);
 

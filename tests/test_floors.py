@@ -13,7 +13,7 @@ import pytest
 
 FLOORS = [
     ["errors", "limits", "_native", "uapi"],
-    ["jobs", "caller", "ucmd", "files", "syscalls"],
+    ["fast", "jobs", "caller", "ucmd", "files", "syscalls"],
     ["iommufd"],
     ["vfio"],
     ["devices", "iommu"],

@@ -13,6 +13,7 @@ from typing import Any
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller, Mm
 from iommufs.errors import UapiError
+from iommufs.fast import Fast
 from iommufs.iommufd.mmap import Arena, check_mmap
 from iommufs.iommufd.objects import Object, ObjectTable
 from iommufs.limits import CAP_IPC_LOCK
@@ -45,6 +46,7 @@ class Ctx:
         self.files = files
         self.arena = arena
         self.regions: dict[int, Any] = {}  # mmap.Region by offset
+        self.fast = Fast()
         self.mm_mode = mm_mode
         self.objects = ObjectTable()
         self.vfio_ioas: Object | None = None  # what the VFIO container calls work on; not held
@@ -63,10 +65,12 @@ class Ctx:
         if not self._users:
             self.objects.clear()
             self._close_mms(lambda mm: True)
+            self.fast.close()
             _live.discard(self)
 
     def _close_mms(self, which: Callable[[Mm], bool]) -> None:
         for tgid in [tgid for tgid, mm in self._mms.items() if which(mm)]:
+            self.fast.remove_source(tgid)
             self._mms.pop(tgid).close()
 
     def source(self, caller: Caller) -> tuple[Any, Any]:
@@ -79,13 +83,23 @@ class Ctx:
         if mm is None or not mm.alive:
             self._close_mms(lambda mm: not mm.alive)
             mm = self._mms[tgid] = caller.mm()
+            self.fast.add_source(tgid, mm.handle)
         charge = {"mode": self._charge_mode(caller), "uid": caller.real_uid, "tgid": tgid}
         return mm.handle, ffi.new("struct iofs_charge *", charge)
 
     def _charge_mode(self, caller: Caller) -> int:
         if caller.capable(CAP_IPC_LOCK):
             return lib.IOFS_CHARGE_NONE
-        return lib.IOFS_CHARGE_MM if self.mm_mode else lib.IOFS_CHARGE_USER
+        return self._limited_mode
+
+    @property
+    def mm_mode(self) -> bool:
+        return self._limited_mode == lib.IOFS_CHARGE_MM
+
+    @mm_mode.setter
+    def mm_mode(self, mm_mode: bool) -> None:
+        self._limited_mode = lib.IOFS_CHARGE_MM if mm_mode else lib.IOFS_CHARGE_USER
+        self.fast.set_charge_mode(self._limited_mode)
 
     # The open file.
 

@@ -38,7 +38,11 @@ class Ioas(Object):
         if self.iopt == ffi.NULL:
             raise UapiError(errno.ENOMEM, "no memory for an address space")
 
+    def published(self) -> None:
+        self.ctx.fast.set_iopt(self.id, self.iopt)
+
     def destroy(self) -> None:
+        self.ctx.fast.set_iopt(self.id, ffi.NULL)
         if self.ctx.vfio_ioas is self:
             self.ctx.vfio_ioas = None
         lib.iofs_iopt_free(self.iopt)

@@ -32,6 +32,9 @@ class Object:
     def destroy(self) -> None:
         """Let go of everything; called once, also for an object that was never published."""
 
+    def published(self) -> None:
+        """A client can name it from now on."""
+
     def is_mapped(self) -> bool:
         """Whether a client has memory of it mapped, which holds it as another object does."""
         return False
@@ -87,6 +90,7 @@ class ObjectTable:
             obj.put()
             raise
         self._objects[obj.id] = obj
+        obj.published()
 
     def find(self, object_id: int, kind: type[T]) -> T:
         """The published object with this id; ENOENT, also if it is of another type."""

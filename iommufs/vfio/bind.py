@@ -60,7 +60,7 @@ async def device_bind_iommufd(ucmd: Ucmd) -> None:
     except BaseException:
         df.unbind()
         raise
-    df.granted = True
+    df.grant()
 
 
 async def _pasid(ucmd: Ucmd, flag: int) -> int | None:

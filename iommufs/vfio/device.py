@@ -20,12 +20,14 @@ import trio
 from iommufs import uapi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.fast import Fast
 from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.vfio_compat import compat_ioas
 from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import capabilities as caps
+from iommufs.vfio import info
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.eventfd import EventFd
@@ -132,7 +134,7 @@ class VfioDevice:
             except UapiError:
                 df.unbind()
                 raise
-            df.granted = True
+            df.grant()
         else:
             assert df.by_group, "a group with a bound cdev is open"
             df.uses += 1
@@ -153,6 +155,7 @@ class DeviceFile:
         self.uses = 1
         self.function = device.function
         self.granted = False
+        self.fast = Fast()
         self.iommu_device: Any = None
         self.irqs: Irqs
         self.config: ConfigSpace
@@ -233,8 +236,10 @@ class DeviceFile:
     def release(self) -> None:
         """The last reference is gone, for each use of the file."""
         self.uses -= 1
-        if not self.uses and self.device.bound is self:
-            self.unbind()
+        if not self.uses:
+            if self.device.bound is self:
+                self.unbind()
+            self.fast.close()
 
     # ---- bound or not
 
@@ -250,7 +255,7 @@ class DeviceFile:
         self.iommu_device = iommufd_device.bind(ctx, self.function)
         try:
             self.function.open()
-            self.irqs = Irqs(self.function, self.function.spawn)
+            self.irqs = Irqs(self.function, self.function.spawn, self.fast.set_triggers)
             self.config = ConfigSpace(self.function, self.irqs)
             self.regions = Regions(self.function, self.config)
         except BaseException:
@@ -262,9 +267,15 @@ class DeviceFile:
         self.function.iommu_device = self.iommu_device
         self.device.bound = self
 
+    def grant(self) -> None:
+        """The client knows that the device is its own."""
+        self.granted = True
+        info.publish(self.fast, self)
+
     def unbind(self) -> None:
         """Undo bind(), and all that was done since."""
         self.granted = False
+        self.fast.withdraw()
         for ioeventfd in self.ioeventfds.values():
             ioeventfd.close()
         self.ioeventfds.clear()

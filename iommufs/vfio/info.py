@@ -3,9 +3,12 @@
 import errno
 import struct
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from iommufs import uapi
+from iommufs._native import ffi
 from iommufs.errors import UapiError
+from iommufs.fast import Fast
 from iommufs.ucmd import Ucmd
 from iommufs.vfio import irqs
 from iommufs.vfio.bars import OFFSET_SHIFT
@@ -38,20 +41,65 @@ def _region_caps(region: Region) -> list[tuple[int, int, bytes]]:
     return caps
 
 
+class Info(NamedTuple):
+    """What a call answers: its structure, argsz left out, and the capabilities behind it."""
+
+    cmd: Any
+    chain: bytes = b""
+
+
+async def _respond(ucmd: Ucmd, info: Info) -> None:
+    """As much as the client has room for; argsz says how much that takes if the chain does not fit.
+
+    The readers of the transport do the same (native/fast_ioctl.c).
+    """
+    cmd, size = ucmd.cmd, ffi.sizeof(info.cmd[0])
+    argsz = cmd.argsz
+    ffi.buffer(cmd)[:] = ffi.buffer(info.cmd)
+    cmd.argsz = argsz
+    if info.chain and argsz < size + len(info.chain):
+        cmd.argsz = size + len(info.chain)
+    elif info.chain:
+        cmd.cap_offset = size
+        await ucmd.caller.write(ucmd.arg + size, info.chain)
+    await ucmd.respond()
+
+
+def publish(fast: Fast, df: Any) -> None:
+    """Let readers of the transport answer: nothing of it changes as long as a device is bound."""
+    cap_at = uapi.offsetof("vfio_device_info", "cap_offset")
+    fast.add_answer(uapi.VFIO_DEVICE_GET_INFO, 0, *_device_info(df), cap_at)
+    cap_at = uapi.offsetof("vfio_region_info", "cap_offset")
+    for index in range(len(df.regions.table)):
+        info = _region_info(df, index)
+        fast.add_answer(uapi.VFIO_DEVICE_GET_REGION_INFO, index, *info, cap_at)
+    for index in range(irqs.N_INDEXES):
+        fast.add_answer(uapi.VFIO_DEVICE_GET_IRQ_INFO, index, *_irq_info(df, index), 0)
+
+
+def _device_info(df: Any) -> Info:
+    flags = uapi.VFIO_DEVICE_FLAGS_PCI
+    if df.function.can_reset:
+        flags |= uapi.VFIO_DEVICE_FLAGS_RESET
+    numbers = {"num_regions": N_REGIONS, "num_irqs": irqs.N_INDEXES}
+    return Info(uapi.new("vfio_device_info", flags=flags, **numbers))
+
+
 async def device_get_info(ucmd: Ucmd) -> None:
     """What kind of device it is (VFIO_DEVICE_GET_INFO).
 
     Out:    flags, num_regions, num_irqs, cap_offset; as much of them as argsz has room for
     Source: vfio_pci_ioctl_get_info()
     """
-    cmd = ucmd.cmd
-    cmd.flags = uapi.VFIO_DEVICE_FLAGS_PCI
-    if ucmd.file.function.can_reset:
-        cmd.flags |= uapi.VFIO_DEVICE_FLAGS_RESET
-    cmd.num_regions = N_REGIONS
-    cmd.num_irqs = irqs.N_INDEXES
-    cmd.cap_offset = 0
-    await ucmd.respond()
+    await _respond(ucmd, _device_info(ucmd.file))
+
+
+def _region_info(df: Any, index: int) -> Info:
+    region = df.regions.table[index]
+    chain = info_caps(uapi.sizeof("vfio_region_info"), _region_caps(region))
+    flags = region.flags | (uapi.VFIO_REGION_INFO_FLAG_CAPS if chain else 0)
+    place = {"index": index, "size": region.size, "offset": index << OFFSET_SHIFT}
+    return Info(uapi.new("vfio_region_info", flags=flags, **place), chain)
 
 
 async def device_get_region_info(ucmd: Ucmd) -> None:
@@ -63,22 +111,21 @@ async def device_get_region_info(ucmd: Ucmd) -> None:
     Errors: EINVAL  no such region
     Source: vfio_pci_ioctl_get_region_info()
     """
-    cmd = ucmd.cmd
-    table = ucmd.file.regions.table
-    if cmd.index >= len(table):
-        raise UapiError(errno.EINVAL, f"region {cmd.index}")
-    region = table[cmd.index]
-    cmd.flags, cmd.size, cmd.offset = region.flags, region.size, cmd.index << OFFSET_SHIFT
-    cmd.cap_offset = 0
-    size = uapi.sizeof("vfio_region_info")
-    if chain := info_caps(size, _region_caps(region)):
-        cmd.flags |= uapi.VFIO_REGION_INFO_FLAG_CAPS
-        if cmd.argsz < size + len(chain):
-            cmd.argsz = size + len(chain)
-        else:
-            cmd.cap_offset = size
-            await ucmd.caller.write(ucmd.arg + size, chain)
-    await ucmd.respond()
+    index = ucmd.cmd.index
+    if index >= len(ucmd.file.regions.table):
+        raise UapiError(errno.EINVAL, f"region {index}")
+    await _respond(ucmd, _region_info(ucmd.file, index))
+
+
+def _irq_info(df: Any, index: int) -> Info:
+    count = df.function.n_irqs(index)
+    flags = uapi.VFIO_IRQ_INFO_EVENTFD
+    if index == irqs.INTX:
+        flags |= uapi.VFIO_IRQ_INFO_MASKABLE | uapi.VFIO_IRQ_INFO_AUTOMASKED
+    elif index != irqs.MSIX or not count:
+        # MSI-X vectors can be added while it is on; without MSI-X there is nothing to add to.
+        flags |= uapi.VFIO_IRQ_INFO_NORESIZE
+    return Info(uapi.new("vfio_irq_info", flags=flags, index=index, count=count))
 
 
 async def device_get_irq_info(ucmd: Ucmd) -> None:
@@ -89,14 +136,7 @@ async def device_get_irq_info(ucmd: Ucmd) -> None:
     Errors: EINVAL  no such index
     Source: vfio_pci_ioctl_get_irq_info()
     """
-    cmd = ucmd.cmd
-    if cmd.index >= irqs.N_INDEXES:
-        raise UapiError(errno.EINVAL, f"interrupt index {cmd.index}")
-    cmd.count = ucmd.file.function.n_irqs(cmd.index)
-    cmd.flags = uapi.VFIO_IRQ_INFO_EVENTFD
-    if cmd.index == irqs.INTX:
-        cmd.flags |= uapi.VFIO_IRQ_INFO_MASKABLE | uapi.VFIO_IRQ_INFO_AUTOMASKED
-    elif cmd.index != irqs.MSIX or not cmd.count:
-        # MSI-X vectors can be added while it is on; without MSI-X there is nothing to add to.
-        cmd.flags |= uapi.VFIO_IRQ_INFO_NORESIZE
-    await ucmd.respond()
+    index = ucmd.cmd.index
+    if index >= irqs.N_INDEXES:
+        raise UapiError(errno.EINVAL, f"interrupt index {index}")
+    await _respond(ucmd, _irq_info(ucmd.file, index))

@@ -10,7 +10,8 @@ Not here: how SET_IRQS spells all this (set_irqs.py).
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from iommufs.errors import UapiError
@@ -28,11 +29,19 @@ class Irqs:
 
     function  asked for its line and vector counts, told what its registers show
     spawn     runs an async function in the background, returns what cancels it
+    publish   gets an index and its eventfds (numbers, -1 for none), those that SET_IRQS may ring
+              without asking here; nothing while that changes, or where it is not so simple
     """
 
-    def __init__(self, function: Any, spawn: Callable[[Any], Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        function: Any,
+        spawn: Callable[[Any], Callable[[], None]],
+        publish: Callable[[int, list[int]], None] = lambda index, fds: None,
+    ) -> None:
         self._function = function
         self._spawn = spawn
+        self._publish = publish
         self.kind: int | None = None
         self.masked = False
         self.disabled = False  # by the client's INTx disable bit
@@ -44,25 +53,49 @@ class Irqs:
         self._n_vectors = 0
         self._singles: dict[int, EventFd] = {}  # ERR and REQ
 
+    # ---- what SET_IRQS may ring
+
+    @contextmanager
+    def _changing(self, index: int) -> Iterator[None]:
+        self._publish(index, [])
+        try:
+            yield
+        finally:
+            self._publish(index, self._triggers(index))
+
+    def _triggers(self, index: int) -> list[int]:
+        if index in (ERR, REQ):
+            return [single.fd] if (single := self._singles.get(index)) else []
+        if self.kind != index:
+            return []
+        if index == INTX:
+            return [self._trigger.fd if self._trigger and not self.disabled else -1]
+        fds = [-1] * self._function.n_irqs(index)
+        for vector, eventfd in self._vectors.items():
+            fds[vector] = eventfd.fd
+        return fds
+
     # ---- INTx
 
     def enable_intx(self, trigger: EventFd | None) -> None:
         """Switch INTx on; without a trigger nobody hears it. EINVAL: MSI or MSI-X is on."""
         if self.kind not in (None, INTX):
             raise UapiError(errno.EINVAL, "another interrupt type is on")
-        if self.kind == INTX:
-            if self._trigger:
-                self._trigger.close()
-            self._trigger = trigger
-            return
-        self.kind, self._trigger, self.masked = INTX, trigger, self.disabled
+        with self._changing(INTX):
+            if self.kind == INTX:
+                if self._trigger:
+                    self._trigger.close()
+                self._trigger = trigger
+                return
+            self.kind, self._trigger, self.masked = INTX, trigger, self.disabled
         self.line_changed()
 
     def disable_intx(self) -> None:
         self.remove_unmask()
-        if self._trigger:
-            self._trigger.close()
-        self.kind, self._trigger = None, None
+        with self._changing(INTX):
+            if self._trigger:
+                self._trigger.close()
+            self.kind, self._trigger = None, None
 
     def signal_intx(self) -> None:
         """Let the client hear an INTx, real or not."""
@@ -89,7 +122,8 @@ class Irqs:
         """The client wrote the INTx disable bit: masks while set, unmasks when cleared."""
         if disabled == self.disabled:
             return
-        self.disabled = disabled
+        with self._changing(INTX):
+            self.disabled = disabled
         if self.kind == INTX:
             if disabled:
                 self.mask()
@@ -133,16 +167,18 @@ class Irqs:
         if kind == MSI:
             self.msi_size_lg2 = (count * 2 - 1).bit_length() - 1
         self._function.show_msi(kind, True)
+        self._publish(kind, self._triggers(kind))
 
     def set_vectors(self, start: int, fds: list[int], take: Take) -> None:
         """Give vectors their eventfds, negative ones none; the first failure takes all away."""
-        for vector, fd in enumerate(fds, start):
-            try:
-                self._set_vector(vector, fd, take)
-            except UapiError:
-                for bad in range(start, vector + 1):
-                    self._drop_vector(bad)
-                raise
+        with self._changing(self.kind):
+            for vector, fd in enumerate(fds, start):
+                try:
+                    self._set_vector(vector, fd, take)
+                except UapiError:
+                    for bad in range(start, vector + 1):
+                        self._drop_vector(bad)
+                    raise
 
     def _set_vector(self, vector: int, fd: int, take: Take) -> None:
         self._drop_vector(vector)
@@ -157,9 +193,11 @@ class Irqs:
             eventfd.close()
 
     def disable_vectors(self) -> None:
+        kind = self.kind
+        self._publish(kind, [])
         for vector in list(self._vectors):
             self._drop_vector(vector)
-        kind, self.kind = self.kind, None
+        self.kind = None
         self._n_vectors = 0
         self._function.show_msi(kind, False)
 
@@ -188,10 +226,11 @@ class Irqs:
         return self._singles.get(index)
 
     def set_single(self, index: int, eventfd: EventFd | None) -> None:
-        if old := self._singles.pop(index, None):
-            old.close()
-        if eventfd:
-            self._singles[index] = eventfd
+        with self._changing(index):
+            if old := self._singles.pop(index, None):
+                old.close()
+            if eventfd:
+                self._singles[index] = eventfd
 
     def release(self) -> None:
         """Close every eventfd; the client is gone."""

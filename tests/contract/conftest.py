@@ -18,11 +18,24 @@ def server(tmp_path_factory):
     server.end()
 
 
-@pytest.fixture(params=["prefetched", "unread", pytest.param("mounted", marks=pytest.mark.mount)])
+@pytest.fixture(scope="session")
+def slow_server(tmp_path_factory):
+    """One that answers every call in Python."""
+    server = MountServer(tmp_path_factory.mktemp("mount"), fast=False)
+    yield server
+    assert server.requests()["ioctls_by_readers"] == 0
+    server.end()
+
+
+SERVERS = {"mounted": "server", "mounted, in Python": "slow_server"}
+MOUNTED = [pytest.param(name, marks=pytest.mark.mount) for name in SERVERS]
+
+
+@pytest.fixture(params=["prefetched", "unread", *MOUNTED])
 async def client(request):
     """A client; after the test nothing that it made is left."""
-    if request.param == "mounted":
-        server = request.getfixturevalue("server")
+    if request.param in SERVERS:
+        server = request.getfixturevalue(SERVERS[request.param])
         client, count = MountClient(server.path), server.statistics
     else:
         client, count = ProcessClient(prefetch=request.param == "prefetched"), statistics

@@ -1,6 +1,7 @@
 """A server for contract tests: the default machine, mounted on argv[1].
 
-Each line on stdin is answered by one on stdout with what lives now, as JSON; it ends with stdin.
+Each line on stdin is answered by one on stdout with what lives now and how many
+requests were answered, as JSON; it ends with stdin.
 Warnings and errors go to stderr.
 """
 
@@ -26,7 +27,7 @@ async def main() -> None:
         async for _ in trio.lowlevel.FdStream(sys.stdin.fileno()):
             now = machine.statistics()
             del now["functions"]  # counters, which only grow
-            say(now)
+            say({"requests": now.pop("requests"), "now": now})
         scope.cancel()
 
     with trio.CancelScope() as scope:

@@ -502,10 +502,11 @@ def test_in_process():
 
 
 @pytest.mark.mount
-def test_through_a_mount(tmp_path):
+@pytest.mark.parametrize("fast", [True, False], ids=["by readers", "in Python"])
+def test_through_a_mount(tmp_path, fast):
     class MountMachine(Machine):
         make_client = staticmethod(lambda: MountClient(tmp_path))
-        server = MountServer(tmp_path)
+        server = MountServer(tmp_path, fast=fast)
 
     try:
         run(MountMachine, STEPS_MOUNTED)

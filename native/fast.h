@@ -1,0 +1,70 @@
+/*
+ * What a reader may finish alone: fast.c keeps what Python has published of open files, fast_*.c
+ * carry calls out. Everything unusual, every failure among it, is left to Python, whole.
+ */
+#ifndef IOFS_FAST_H
+#define IOFS_FAST_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "iommufs.h"
+#include "thread_identity.h"
+
+enum { FAST_N_IRQ_INDEXES = 5 };
+
+/* The answer to a call that asks what something is. */
+struct fast_answer {
+  struct fast_answer *next;
+  uint32_t cmd, index;
+  uint32_t cap_at; /* where cap_offset lies in the structure; 0: it has none */
+  uint32_t length, chain_length;
+  uint8_t bytes[]; /* the structure, then the chain */
+};
+
+struct fast_memory {
+  struct fast_memory *next;
+  uint64_t position, length;
+  const uint8_t *bytes;
+};
+
+struct fast_source {
+  struct fast_source *next;
+  int tgid;
+  struct iofs_mm *mm;
+};
+
+struct iofs_fast {
+  pthread_mutex_t lock; /* guards all below */
+  _Atomic uint32_t refs;
+  struct iofs_iopt **iopts; /* by id */
+  size_t n_iopts;
+  struct fast_source *sources;
+  struct known_threads threads;
+  uint32_t charge_mode; /* of callers without CAP_IPC_LOCK */
+  struct fast_answer *answers;
+  struct fast_memory *memories;
+  struct {
+    int32_t *fds; /* -1: none */
+    uint32_t n;
+  } triggers[FAST_N_IRQ_INDEXES];
+};
+
+/* The open file of a number, or NULL: nothing is published of it. It is to be put. */
+struct iofs_fast *fast_get(uint64_t fh);
+void fast_put(struct iofs_fast *fast);
+
+/* The address space of an id, or NULL. It is to be put. */
+struct iofs_iopt *fast_get_iopt(struct iofs_fast *fast, uint32_t id);
+
+/* Whom a thread stands for: its address space, to be put, and whom to charge. NULL: ask Python. */
+struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_charge *charge);
+
+/* Bytes of published memory at a position of the file: their number; 0: ask Python. */
+size_t fast_read_memory(struct iofs_fast *fast, uint64_t position, void *buf, size_t size);
+
+/* Carry out a call whose payload is read: 1, *result is its answer; 0: it is Python's. */
+int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result);
+int fast_is_hot(uint32_t cmd);
+
+#endif
