@@ -25,14 +25,21 @@ struct call {
   int32_t *result;
 };
 
-/* The payload, if the client's structure is exactly ours and all of it is here. */
-static int take(const struct call *call, void *cmd, size_t size) {
+/* The first bytes of the payload, read anew if it goes on in another page: 1 if all are here. */
+static int fetch(const struct call *call, void *bytes, size_t length) {
   const struct iofs_ioctl *ioctl = call->ioctl;
+  if (ioctl->prefetched < length)
+    return iofs_client_read(ioctl->tid, ioctl->arg, bytes, length) == (ssize_t)length;
+  memcpy(bytes, ioctl->payload, length);
+  return 1;
+}
+
+/* The payload, if the client's structure is exactly ours. */
+static int take(const struct call *call, void *cmd, size_t size) {
   uint32_t user_size;
-  if (ioctl->prefetched < size || ioctl->compat)
+  if (call->ioctl->compat || !fetch(call, cmd, size))
     return 0;
-  memcpy(&user_size, ioctl->payload, sizeof user_size);
-  memcpy(cmd, ioctl->payload, size);
+  memcpy(&user_size, cmd, sizeof user_size);
   return user_size == size;
 }
 
@@ -185,11 +192,11 @@ static uint32_t compose(struct iofs_fast *fast, uint32_t cmd, uint32_t index, ui
 static int answer(const struct call *call, uint32_t min_size, uint32_t index_at) {
   uint8_t bytes[256];
   uint32_t argsz, index = 0;
-  if (call->ioctl->prefetched < min_size)
+  if (!fetch(call, bytes, min_size))
     return PYTHONS;
-  memcpy(&argsz, call->ioctl->payload, sizeof argsz);
+  memcpy(&argsz, bytes, sizeof argsz);
   if (index_at)
-    memcpy(&index, call->ioctl->payload + index_at, sizeof index);
+    memcpy(&index, bytes + index_at, sizeof index);
   if (argsz < min_size)
     return PYTHONS;
   uint32_t length = compose(call->fast, call->ioctl->cmd, index, argsz, bytes, sizeof bytes);
@@ -206,9 +213,8 @@ static int set_irqs(const struct call *call) {
   const size_t size = offsetof(struct vfio_irq_set, data);
   struct iofs_fast *fast = call->fast;
   int err = 0, done = PYTHONS;
-  if (call->ioctl->prefetched < size)
+  if (!fetch(call, &cmd, size))
     return PYTHONS;
-  memcpy(&cmd, call->ioctl->payload, size);
   if (cmd.argsz < size || cmd.flags != plain || cmd.index >= FAST_N_IRQ_INDEXES || !cmd.count)
     return PYTHONS;
   pthread_mutex_lock(&fast->lock);

@@ -83,6 +83,20 @@ async def test_maps_copies_and_unmaps(mounted, memory, by_readers):
     assert by_readers.n == 7
 
 
+async def test_a_payload_that_lies_in_two_pages(mounted, memory, by_readers):
+    file, ioas = await space(mounted, memory)
+    cmd = uapi.new(
+        "iommu_ioas_map", size=uapi.sizeof("iommu_ioas_map"), flags=RW | FIXED, ioas_id=ioas,
+        user_va=memory.address, length=PAGE, iova=0x10000,
+    )  # fmt: skip
+    with by_readers:
+        for inside in (2, 20):
+            cmd.iova += PAGE
+            address = memory.write(PAGE - inside, bytes(ffi.buffer(cmd)))
+            await mounted.ioctl(file, uapi.IOMMU_IOAS_MAP, address)
+    assert by_readers.n == 2
+
+
 async def test_with_a_device_attached_too(mounted, memory, by_readers):
     file, ioas = await space(mounted, memory)
     bound = await mounted.bind(file, 0)
