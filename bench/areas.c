@@ -1,21 +1,20 @@
 /*
- * Many areas, in random order and in the order of their addresses: the tree alone against the C
- * library's (tsearch, a red-black tree), and an address space with all that an area needs. 1,000,000
- * against 1,000 shows what the size costs; in random order most of that are misses of the caches.
+ * Many areas, in random order and in the order of their addresses: the tree alone against std::map,
+ * and an address space with all that an area needs. 1,000,000 against 1,000 shows what the size
+ * costs; in random order that are misses of the caches.
  */
 #define _GNU_SOURCE
 #include <malloc.h>
-#include <search.h>
 #include <unistd.h>
 
 #include "bench.h"
-#include "iommufs.h"
 #include "btree.h"
+#include "iommufs.h"
 
 #define ROUNDS 3
 #define SMALL 1000
 #define LARGE 1000000
-#define REPEAT (LARGE / SMALL) /* of the small one, so that both do as many operations */
+#define MIDDLE 100000 /* what Python is compared with */
 #define PAGE 4096ull
 #define FIRST (1ull << 32)
 
@@ -50,7 +49,7 @@ struct subject {
 /* Nanoseconds of one operation; one entry for each of them and each round. */
 static void run_round(const struct subject *subject, uint32_t n, int in_order,
                       struct series *series) {
-  uint64_t ns[N_OPERATIONS] = {0}, repeat = n == SMALL ? REPEAT : 1;
+  uint64_t ns[N_OPERATIONS] = {0}, repeat = LARGE / n; /* all do as many operations */
   fill(order, n, in_order ? 0 : 1);
   fill(lookup_order, n, in_order ? 0 : 2);
   for (uint64_t turn = 0; turn < repeat; turn++) {
@@ -87,23 +86,17 @@ static void tree_lookup(uint32_t i) {
 
 static void tree_erase(uint32_t i) { btree_erase(&tree, &nodes[i]); }
 
-/* ---- tsearch() of the C library -------------------------------------------------------------- */
+/* ---- std::map (stdmap.cc) -------------------------------------------------------------------- */
 
-static void *root;
+void stdmap_insert(uint64_t start, uint64_t last);
+int stdmap_lookup(uint64_t at);
+void stdmap_erase(uint64_t start);
 
-static int compare(const void *a, const void *b) {
-  uint64_t x = ((const struct interval *)a)->start, y = ((const struct interval *)b)->start;
-  return x < y ? -1 : x > y;
-}
+static void map_insert(uint32_t i) { stdmap_insert(start_of(i), start_of(i) + PAGE - 1); }
 
-static void libc_insert(uint32_t i) {
-  nodes[i].start = start_of(i);
-  MUST(tsearch(&nodes[i], &root, compare));
-}
+static void map_lookup(uint32_t i) { MUST(stdmap_lookup(start_of(i) + 5)); }
 
-static void libc_lookup(uint32_t i) { MUST(tfind(&nodes[i], &root, compare)); }
-
-static void libc_erase(uint32_t i) { MUST(tdelete(&nodes[i], &root, compare)); }
+static void map_erase(uint32_t i) { stdmap_erase(start_of(i)); }
 
 /* ---- an address space ------------------------------------------------------------------------ */
 
@@ -144,44 +137,54 @@ static unsigned long long bytes_per_area(void) {
   return (after - before) / LARGE;
 }
 
-int main(void) {
-  static const struct subject tree_alone = {
-      "tree", NULL, {tree_insert, tree_lookup, tree_erase}, NULL};
-  static const struct subject libc = {"libc", NULL, {libc_insert, libc_lookup, libc_erase}, NULL};
-  static const struct subject space = {
-      "address space", iopt_begin, {iopt_map, iopt_lookup, iopt_unmap}, iopt_end};
-  static struct series tree_small[N_OPERATIONS], tree_large[N_OPERATIONS], libc_large[N_OPERATIONS],
-      space_small[N_OPERATIONS], space_large[N_OPERATIONS], line_small[N_OPERATIONS],
-      line_large[N_OPERATIONS];
-  char figure[80];
+enum { TREE, MAP, SPACE, N_SUBJECTS };
+static const struct subject subjects[N_SUBJECTS] = {
+    {"tree", NULL, {tree_insert, tree_lookup, tree_erase}, NULL},
+    {"std::map", NULL, {map_insert, map_lookup, map_erase}, NULL},
+    {"IOAS", iopt_begin, {iopt_map, iopt_lookup, iopt_unmap}, iopt_end},
+};
 
+/* By subject, whether it is large, whether it is in order, operation. */
+static struct series all[N_SUBJECTS][2][2][N_OPERATIONS];
+
+/* Half a record: run.py adds the peers. */
+static void report_middle(const struct series *middle) {
+  static const struct series nobody;
+  char figure[80];
+  for (int which = 0; which < N_OPERATIONS; which++) {
+    snprintf(figure, sizeof figure, "tree of 1e5: %s, random order", operation_names[which]);
+    report(figure, &middle[which], "", &nobody, " ");
+  }
+}
+
+static void report_order(int which, int in_order, unsigned long long bytes) {
+  const char *operation = operation_names[which], *order_name = in_order ? "in" : "random";
+  const struct series *tree_1e6 = &all[TREE][1][in_order][which];
+  char figure[80];
+  snprintf(figure, sizeof figure, "tree of 1e6: %s, %s order", operation, order_name);
+  report(figure, tree_1e6, "std::map of 1e6", &all[MAP][1][in_order][which], " ");
+  report(figure, tree_1e6, "tree of 1e3", &all[TREE][0][in_order][which], " ");
+  snprintf(figure, sizeof figure, "IOAS of 1e6 areas: %s, %s order", operation, order_name);
+  report(figure, &all[SPACE][1][in_order][which], "IOAS of 1e3 areas",
+         &all[SPACE][0][in_order][which], "\"bytes_per_area\": %llu", bytes);
+}
+
+int main(void) {
+  static struct series middle[N_OPERATIONS];
   MUST((nodes = calloc(LARGE, sizeof *nodes)) && (order = calloc(LARGE, sizeof *order)) &&
        (lookup_order = calloc(LARGE, sizeof *lookup_order)) && !iofs_mm_open(getpid(), &mm));
   for (int round = 0; round < ROUNDS; round++) {
-    run_round(&tree_alone, SMALL, 0, tree_small);
-    run_round(&tree_alone, LARGE, 0, tree_large);
-    run_round(&libc, LARGE, 0, libc_large);
-    run_round(&space, SMALL, 0, space_small);
-    run_round(&space, LARGE, 0, space_large);
-    run_round(&space, SMALL, 1, line_small);
-    run_round(&space, LARGE, 1, line_large);
-  }
-  for (int which = 0; which < N_OPERATIONS; which++) {
-    const char *name = operation_names[which];
-    snprintf(figure, sizeof figure, "tree of 1e6: %s, random order", name);
-    report(figure, &tree_large[which], "tsearch() tree of 1e6", &libc_large[which], " ");
-    report(figure, &tree_large[which], "tree of 1e3", &tree_small[which], " ");
+    run_round(&subjects[TREE], MIDDLE, 0, middle);
+    for (int large = 0; large < 2; large++)
+      for (int in_order = 0; in_order < 2; in_order++)
+        for (int i = 0; i < N_SUBJECTS; i++)
+          run_round(&subjects[i], large ? LARGE : SMALL, in_order, all[i][large][in_order]);
   }
   unsigned long long bytes = bytes_per_area();
-  for (int which = 0; which < N_OPERATIONS; which++) {
-    const char *name = operation_names[which];
-    snprintf(figure, sizeof figure, "IOAS of 1e6 areas: %s, random order", name);
-    report(figure, &space_large[which], "IOAS of 1e3 areas", &space_small[which],
-           "\"bytes_per_area\": %llu", bytes);
-    snprintf(figure, sizeof figure, "IOAS of 1e6 areas: %s, in order", name);
-    report(figure, &line_large[which], "IOAS of 1e3 areas", &line_small[which],
-           "\"bytes_per_area\": %llu", bytes);
-  }
+  for (int in_order = 0; in_order < 2; in_order++)
+    for (int which = 0; which < N_OPERATIONS; which++)
+      report_order(which, in_order, bytes);
+  report_middle(middle);
   iofs_mm_put(mm);
   return 0;
 }

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import python_trees
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCH, NATIVE = ROOT / "bench", ROOT / "native"
 BUILD = ROOT / "build" / "bench"
@@ -52,8 +54,24 @@ def core() -> Path:
     return made
 
 
-def build_with_core(name: str) -> Path:
-    return build(name, core(), *pkg_config("--libs"), "-ldl")
+def build_with_core(name: str, *more: str | Path) -> Path:
+    return build(name, core(), *more, *pkg_config("--libs"), "-ldl")
+
+
+def run_areas() -> list[dict]:
+    peer = BUILD / "stdmap.o"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["c++", "-std=c++17", "-O2", "-c", "-o", peer, BENCH / "stdmap.cc"], check=True)
+    records = records_of(build_with_core("areas", peer, "-lstdc++"))
+    ours = {record["figure"]: record for record in records if not record["peer_name"]}
+    records = [record for record in records if record["peer_name"]]
+    for operation, peers in python_trees.measure(len(records[0]["ours"])).items():
+        record = ours[f"tree of 1e5: {operation}, random order"]
+        records += [
+            record | {"peer_name": f"{name} of 1e5", "peer": series}
+            for name, series in peers.items()
+        ]
+    return records
 
 
 def records_of(*command: str | Path) -> list[dict]:
@@ -85,7 +103,7 @@ def run_ioctls() -> list[dict]:
 
 PARTS = {
     "maps": lambda: records_of(build_with_core("maps")),
-    "areas": lambda: records_of(build_with_core("areas")),
+    "areas": run_areas,
     "ioctls": run_ioctls,
 }
 
