@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,4 +111,19 @@ void iofs_client_close(int fd) {
     close(fd);
   else
     pthread_detach(closer);
+}
+
+int iofs_client_is_dying(int tid) {
+  char path[32], line[128];
+  unsigned long long pending = 0;
+  snprintf(path, sizeof path, "/proc/%d/status", tid);
+  FILE *status = fopen(path, "re");
+  if (!status)
+    return errno == ENOENT || errno == ESRCH;
+  while (fgets(line, sizeof line, status) && sscanf(line, "SigPnd:%llx", &pending) != 1)
+    ;
+  fclose(status);
+  /* Whatever ends a process, SIGKILL is what its threads find. Not before it is delivered if it is
+   * a signal with a core dump: that does not end a wait that is only killable, on Linux neither. */
+  return pending >> (SIGKILL - 1) & 1;
 }

@@ -22,7 +22,7 @@ enum state { HELD, READY, TAKEN, GONE };
 struct pending {
   struct pending *next, **from; /* the pointer to it */
   enum state state;
-  int interrupted; /* to be told to Python */
+  int signalled; /* its caller was; if it dies of that, it must not wait any longer */
   uint64_t after;  /* the number of RELEASEs that arrived before */
   struct iofs_ioctl ioctl;
 };
@@ -73,11 +73,12 @@ void iofs_ioctls_close(void) {
   pthread_mutex_unlock(&lock);
 }
 
-struct pending *iofs_ioctls_add(uint64_t unique) {
+struct pending *iofs_ioctls_add(uint64_t unique, int tid) {
   struct pending *entry = calloc(1, sizeof *entry);
   if (!entry)
     return NULL;
   entry->ioctl.unique = unique;
+  entry->ioctl.tid = tid;
   pthread_mutex_lock(&lock);
   entry->after = releases_arrived;
   entry->from = tail;
@@ -125,19 +126,14 @@ int iofs_ioctls_remove(uint64_t unique) {
   return !!entry;
 }
 
-int iofs_ioctls_interrupt(uint64_t unique) {
+void iofs_ioctls_signalled(uint64_t unique) {
   pthread_mutex_lock(&lock);
   struct pending *entry = find(unique);
-  int held = entry && entry->state == HELD;
-  if (held) {
-    entry->state = GONE;
-    unlink_entry(entry);
-  } else if (entry) {
-    entry->interrupted = 1;
+  if (entry) {
+    entry->signalled = 1;
     notify();
   }
   pthread_mutex_unlock(&lock);
-  return held;
 }
 
 void iofs_ioctls_release_arrived(void) {
@@ -186,14 +182,35 @@ int iofs_transport_next_ioctl(struct iofs_ioctl *out) {
   return found;
 }
 
-uint64_t iofs_transport_next_interrupt(void) {
-  uint64_t unique = 0;
-  pthread_mutex_lock(&lock);
-  for (struct pending *entry = ioctls; entry && !unique; entry = entry->next)
-    if (entry->interrupted && entry->state == TAKEN) {
-      entry->interrupted = 0;
-      unique = entry->ioctl.unique;
+/* One whose caller is dying and waits for a reader or for Python; the lock is held. */
+static struct pending *find_dying(size_t *n_signalled) {
+  *n_signalled = 0;
+  for (struct pending *entry = ioctls; entry; entry = entry->next)
+    if (entry->signalled) {
+      if (entry->state != READY && iofs_client_is_dying(entry->ioctl.tid))
+        return entry;
+      ++*n_signalled;
     }
-  pthread_mutex_unlock(&lock);
+  return NULL;
+}
+
+uint64_t iofs_transport_next_dying(size_t *n_signalled) {
+  uint64_t unique = 0;
+  int held;
+  do {
+    pthread_mutex_lock(&lock);
+    struct pending *entry = find_dying(n_signalled);
+    unique = entry ? entry->ioctl.unique : 0;
+    held = entry && entry->state == HELD;
+    if (held) { /* its reader frees it */
+      entry->state = GONE;
+      unlink_entry(entry);
+    } else if (entry) {
+      entry->signalled = 0;
+    }
+    pthread_mutex_unlock(&lock);
+    if (held)
+      iofs_answer(unique, -EINTR, NULL, 0);
+  } while (held);
   return unique;
 }

@@ -318,6 +318,8 @@ const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job);
 const struct iofs_dma_fault *iofs_job_faults(const struct iofs_job *job); /* of each span */
 void iofs_job_free(struct iofs_job *job); /* a running job is freed by its thread when it ends */
 
+/* 1: the thread is gone, or ends as soon as it no longer waits in the kernel. */
+int iofs_client_is_dying(int tid);
 /* A duplicate of file descriptor fd of the process that thread tid belongs to: EBADF, ESRCH, EPERM,
  * EMFILE. */
 int iofs_client_fd(int tid, int fd);
@@ -416,12 +418,14 @@ struct iofs_ioctl {
 
 /* Mount on `path`, make the queue and start reading. pyfuse3.init() joins in after this. */
 int iofs_transport_mount(const char *path);
-/* An eventfd, readable while there may be a next ioctl or interrupt. */
+/* An eventfd, readable while there may be a next ioctl, or a caller was signalled. */
 int iofs_transport_ioctl_fd(void);
 /* 1: written; 0: none. An ioctl comes out when every RELEASE that arrived before it is answered. */
 int iofs_transport_next_ioctl(struct iofs_ioctl *out);
-/* The unique of an ioctl in Python's hands whose caller was signalled; 0: none. */
-uint64_t iofs_transport_next_interrupt(void);
+/* The unique of an ioctl in Python's hands whose caller dies of a signal; 0: none. A signal that it
+ * survives lets it wait on, as Linux does. Nobody hears of its death later: as long as there are
+ * callers that were signalled, look again. */
+uint64_t iofs_transport_next_dying(size_t *n_signalled);
 /* result: the ioctl's, or -errno. ENOENT: nobody waits for this answer. */
 int iofs_transport_answer_ioctl(uint64_t unique, int32_t result);
 

@@ -288,7 +288,7 @@ static void take_ioctl(const struct fuse_in_header *in) {
                              .gid = in->gid,
                              .tid = in->pid,
                              .compat = !!(arg->flags & FUSE_IOCTL_COMPAT)};
-  struct pending *pending = iofs_ioctls_add(in->unique);
+  struct pending *pending = iofs_ioctls_add(in->unique, in->pid);
   if (!pending) {
     iofs_answer(in->unique, -ENOMEM, NULL, 0);
     return;
@@ -361,8 +361,7 @@ static void handle(struct fuse_in_header *in, size_t length) {
   case FUSE_BATCH_FORGET:
     return;
   case FUSE_INTERRUPT:
-    if (iofs_ioctls_interrupt(((const struct fuse_interrupt_in *)(in + 1))->unique))
-      iofs_answer(((const struct fuse_interrupt_in *)(in + 1))->unique, -EINTR, NULL, 0);
+    iofs_ioctls_signalled(((const struct fuse_interrupt_in *)(in + 1))->unique);
     return;
   }
   iofs_live_requests++;

@@ -36,14 +36,14 @@ void iofs_side_stop(void);
 struct pending;
 int iofs_ioctls_open(void);
 void iofs_ioctls_close(void);
-struct pending *iofs_ioctls_add(uint64_t unique); /* NULL: ENOMEM */
+struct pending *iofs_ioctls_add(uint64_t unique, int tid); /* NULL: ENOMEM */
 /* Its payload is read: Python may have it. */
 void iofs_ioctls_fetched(struct pending *pending, const struct iofs_ioctl *ioctl);
 /* The reader has carried it out: 1 if its caller still waits for the answer. */
 int iofs_ioctls_finish(struct pending *pending);
 int iofs_ioctls_is_due(const struct pending *pending); /* each RELEASE before it is answered */
 int iofs_ioctls_remove(uint64_t unique); /* 1 if it was there */
-int iofs_ioctls_interrupt(uint64_t unique); /* 1: a reader has it; it is to be answered now */
+void iofs_ioctls_signalled(uint64_t unique); /* its caller was */
 int iofs_ioctls_all_released(void);
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from typing import Any
 
 import structlog
@@ -19,11 +20,15 @@ log = structlog.get_logger(__name__)
 # What this process lacks, the client cannot help: it has no memory to spare, as far as that goes.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+# FUSE tells of the first signal of a caller that waits, and not whether it dies of it or of a later
+# one: as long as such a caller waits, it is looked at this often, in seconds.
+LOOK_AGAIN = 0.05
+
 
 class IoctlPump:
     """Takes ioctls from the transport, runs each as a task, answers it.
 
-    A caller that is signalled while its ioctl waits gets EINTR; others are not disturbed.
+    A caller that is killed while its ioctl waits is let go; other signals do not end the wait.
     """
 
     def __init__(self, files: OpenFiles) -> None:
@@ -33,9 +38,11 @@ class IoctlPump:
     async def run(self) -> None:
         fd = lib.iofs_transport_ioctl_fd()
         taken = ffi.new("struct iofs_ioctl *")
+        n_signalled = ffi.new("size_t *")
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.lowlevel.wait_readable(fd)
+                with trio.move_on_after(LOOK_AGAIN if n_signalled[0] else math.inf):
+                    await trio.lowlevel.wait_readable(fd)
                 while lib.iofs_transport_next_ioctl(taken):
                     # Known before it runs: it may be interrupted before that.
                     scope = self._running[taken.unique] = trio.CancelScope()
@@ -43,7 +50,7 @@ class IoctlPump:
                     prefetched = bytes(ffi.buffer(taken.payload, taken.prefetched))
                     request = (caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
                     nursery.start_soon(self._answer, scope, taken.unique, taken.fh, request)
-                while unique := lib.iofs_transport_next_interrupt():
+                while unique := lib.iofs_transport_next_dying(n_signalled):
                     if unique in self._running:
                         self._running[unique].cancel()
 

@@ -280,20 +280,52 @@ async def test_an_unexpected_exception_is_eio_and_the_server_goes_on(mounted):
     """) == ["EIO", "1"]
 
 
-async def test_a_caller_that_is_signalled_gets_eintr(mounted):
+async def heard_of_a_signal():
+    """Wait until FUSE has said that a caller was signalled, which survives it."""
+    n_signalled = ffi.new("size_t *")
+    with trio.fail_after(30):
+        while not n_signalled[0]:
+            assert lib.iofs_transport_next_dying(n_signalled) == 0
+            await trio.sleep(0.01)
+
+
+async def test_a_caller_that_is_signalled_waits_on(mounted):
+    """As on Linux, where none of these calls ends for a signal that its caller survives."""
     async with mounted.started(f"""
-        class Alarm(Exception): pass
-        def alarm(*_): raise Alarm
-        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(5))
         f = dev()
         print("ready", flush=True)
-        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
-        try: fcntl.ioctl(f, {WAIT}, 0)
-        except Alarm: os._exit(5)
+        raw_ioctl(f, {WAIT}, 0)
+        os._exit(6 if ctypes.get_errno() == errno.EINTR else 7)
     """) as client:
         await mounted.machine.waiting.wait()
+        client.send_signal(signal.SIGUSR1)
+        await heard_of_a_signal()
+        assert client.poll() is None
+        mounted.machine.go_on.set()
         with trio.fail_after(30):
             assert await client.wait() == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "survives"), [("SIGTERM", False), ("SIGKILL", False), ("SIGKILL", True)]
+)
+async def test_a_caller_that_is_killed_is_let_go(mounted, name, survives):
+    """Also if it has another signal to survive, after which FUSE tells of none."""
+    async with mounted.started(f"""
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        f = dev()
+        print("ready", flush=True)
+        fcntl.ioctl(f, {WAIT}, 0)
+    """) as client:
+        await mounted.machine.waiting.wait()
+        number = getattr(signal, name)
+        if survives:
+            client.send_signal(signal.SIGUSR1)
+            await heard_of_a_signal()
+        client.send_signal(number)
+        with trio.fail_after(30):
+            assert await client.wait() == -number
 
 
 @pytest.mark.parametrize("where", ["payload", "handler"])
