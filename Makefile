@@ -3,6 +3,8 @@
 # make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
+# make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
+#              Debian's of it (140 MB); LIBVFN names the sources of libvfn, which Debian does not have
 # make conformance KERNEL_SRC=DIR    the kernel's own iommufd selftests, from a kernel tree
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
 
@@ -10,7 +12,7 @@ PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native property bench conformance lint clean set-up
+.PHONY: build demo test test-native property bench test-clients conformance lint clean set-up
 
 build: set-up
 
@@ -36,6 +38,9 @@ bench: set-up
 lint: set-up
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+test-clients: set-up
+	$(PYTHON) -m pytest tests/clients $(if $(LIBVFN),--libvfn=$(LIBVFN)) $(ARGS)
 
 conformance: set-up
 	scripts/conformance "$(KERNEL_SRC)" $(ARGS)

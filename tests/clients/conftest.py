@@ -1,4 +1,4 @@
-"""Programs of others, unmodified, under `iommufs run`. Not part of `make test`: `make test-clients`.
+"""Programs of others, unmodified, under `iommufs run`: `make test-clients`, not `make test`.
 
 Debian's come into build/clients by set-up; those that the user has to bring are named on the
 command line. What is missing is the reason of a skip.

@@ -12,8 +12,12 @@ MEMORY_AND_MASTER = 0x06
 # What SeaBIOS says when it has set up all devices and finds nothing to start.
 FIRMWARE_IS_DONE = "No bootable device."
 
-# Opens the devices, then becomes QEMU: `sh` numbers no descriptor above 9.
-OPEN = 'n=$1; shift; while [ $n -gt 0 ]; do eval "exec $1<>$2"; shift 2; n=$((n-1)); done; exec "$@"'
+# Opens the devices, then becomes QEMU.
+OPEN = """
+n=$1; shift
+while [ $n -gt 0 ]; do eval "exec $1<>$2"; shift 2; n=$((n-1)); done
+exec "$@"
+"""
 FIRST_FD = 60
 
 
@@ -35,14 +39,14 @@ class Qemu:
             *("-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
         ]
         if devices:
-            machine += ["-object", f"iommufd,id=iommufd,fd={FIRST_FD}"]
+            machine += ["-object", f"iommufd,id=iommufd0,fd={FIRST_FD}"]
         for i, device in enumerate(devices):
             name, _, properties = device.partition(",")
             where = f"host={name}"
             if name.startswith("/"):
                 where = f"fd={FIRST_FD + 1 + i}"
                 opened.append((str(FIRST_FD + 1 + i), name))
-            option = f"vfio-pci,id=device{i},iommufd=iommufd,{where}"
+            option = f"vfio-pci,id=device{i},iommufd=iommufd0,{where}"
             machine += ["-device", f"{option},{properties}" if properties else option]
         opener = ["bash", "-c", OPEN, "open", str(len(opened)), *(w for one in opened for w in one)]
         self.process = subprocess.Popen(
