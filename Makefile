@@ -33,7 +33,9 @@ property: set-up
 	STEPS=$(or $(STEPS),100000) SEED=$(SEED) $(PYTHON) -m pytest tests/property -s $(ARGS)
 
 bench: set-up
+	$(PYTHON) -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(PYTHON) bench/run.py
+	$(PYTHON) bench/plot.py
 
 lint: set-up
 	$(PYTHON) -m ruff check .
