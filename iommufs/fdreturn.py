@@ -1,4 +1,4 @@
-"""Calls that only `iommufs run` can answer: ioctls that return a descriptor, and two more.
+"""Calls that only `iommufs run` can answer: ioctls that return a descriptor, and some others.
 
 A FUSE server cannot put a descriptor into its caller; the listener of a seccomp filter can. The
 filter of a run (seccomp.py) makes the callers of certain ioctls wait for us: on files that are not
@@ -9,8 +9,9 @@ Linux reserves a number, writes the structure, and installs the file last, so th
 nothing behind. A number cannot be reserved from outside; the lowest free one is foretold instead,
 and should another thread of the client be quicker, the structure is written a second time.
 
-FUSE asks nobody about an mmap(), and does not tell of a read() of no bytes, which some files
-refuse: of these, too, the filter gives notice (unasked.py).
+FUSE asks nobody about an mmap() or an lseek(), and does not tell of a read() of no bytes, which
+some files refuse; nor can a file of its be a character device. Of these, too, the filter gives
+notice (unasked.py, looks.py). Notices of other files end in native/notifier.c.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from iommufs import uapi, unasked
+from iommufs import looks, uapi, unasked
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
@@ -61,40 +62,50 @@ class FdReturner:
     def __init__(self, files: OpenFiles, operations: Operations, mount: str) -> None:
         self._files = files
         self._operations = operations
+        operations.shows_devices = True
         self._mount = mount
         self._tokens = itertools.count()
 
     async def run(self, listener: Listener) -> None:
         """Answer until cancelled; owns the listener."""
-        notice = ffi.new("struct iofs_notice *")
         try:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    await trio.lowlevel.wait_readable(listener.fd)
-                    if not check(lib.iofs_notice_receive(listener.fd, notice), "a notice"):
-                        continue
-                    listener.ledger.take(notice.id)
-                    if lib.iofs_transport_is_ours(notice.tid, notice.fd):
-                        copy = ffi.new("struct iofs_notice *", notice[0])
-                        nursery.start_soon(self._answer, listener, copy)
-                    else:
-                        lib.iofs_notice_continue(listener.fd, notice.id)
-                        listener.ledger.answer(notice.id)
+            words = ffi.from_buffer("uint64_t[]", listener.ledger.words)
+            check(lib.iofs_notifier_start(listener.fd, words), "the thread for notices")
+            try:
+                await self._answer_all(listener.fd)
+            finally:
+                lib.iofs_notifier_stop()
         finally:
             os.close(listener.fd)
 
-    async def _answer(self, listener: Listener, notice: Any) -> None:
-        caller = NotifiedCaller(self, listener.fd, notice)
-        file = self._file_of(caller, notice.fd)
-        result = None
-        if file is not None:
-            with self._files.hold(file):  # another thread of the client may close it
-                result = await _result_of(file, caller, notice)
-        if result is None:
-            lib.iofs_notice_continue(listener.fd, notice.id)
+    async def _answer_all(self, listener: int) -> None:
+        ready = lib.iofs_notifier_fd()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(ready)
+                notice = ffi.new("struct iofs_notice *")
+                while lib.iofs_notifier_next(notice):
+                    nursery.start_soon(self._answer, listener, notice)
+                    notice = ffi.new("struct iofs_notice *")
+
+    async def _answer(self, listener: int, notice: Any) -> None:
+        caller = NotifiedCaller(self, listener, notice)
+        if notice.call in looks.CALLS:
+            result = await looks.result_of(self._operations.device_of(notice.ino), caller, notice)
         else:
-            lib.iofs_notice_answer(listener.fd, notice.id, result)
-        listener.ledger.answer(notice.id)
+            result = await self._result_of_open_file(caller, notice)
+        if result is None:
+            lib.iofs_notice_continue(listener, notice.id)
+        else:
+            lib.iofs_notice_answer(listener, notice.id, result)
+        lib.iofs_notifier_forget(notice.id)
+
+    async def _result_of_open_file(self, caller: NotifiedCaller, notice: Any) -> int | None:
+        file = self._file_of(caller, notice.fd)
+        if file is None:
+            return None
+        with self._files.hold(file):  # another thread of the client may close it
+            return await _result_of(file, caller, notice)
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
         try:
@@ -123,10 +134,11 @@ class FdReturner:
 async def _result_of(file: Any, caller: Caller, notice: Any) -> int | None:
     """The answer to a notice about a file of ours; None: the kernel may carry on."""
     if notice.call == lib.IOFS_NOTICE_IOCTL:
-        if not await may_return_fd(caller, notice.cmd, notice.arg):
+        cmd, arg = notice.args[1] & 0xFFFFFFFF, notice.args[2]
+        if not await may_return_fd(caller, cmd, arg):
             return None
         await _releases_done()
-        return await result_of(file, caller, notice.cmd, notice.arg, compat=bool(notice.compat))
+        return await result_of(file, caller, cmd, arg, compat=bool(notice.compat))
     return await unasked.result_of(file, caller, notice)
 
 

@@ -16,7 +16,7 @@ import trio
 from iommufs import device_options, fast, sysfs
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
-from iommufs.fuse.nodes import DeviceNode, Dir, place
+from iommufs.fuse.nodes import DeviceNode, Dir, Link, place, walk
 from iommufs.iommu.amd import Amd
 from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
@@ -159,6 +159,7 @@ class Machine:
         for minor, group in enumerate(self.vfio_groups.values()):
             node = DeviceNode(0o600, (GROUP_MAJOR, minor), group.open)
             place(root, f"dev/vfio/{group.number}", node)
+        _place_numbers(root)
         root.entries["sys"] = sysfs.build(self, (IOMMU, CONTAINER), CDEV_MAJOR, GROUP_MAJOR)
         return root
 
@@ -200,6 +201,14 @@ class Machine:
                 device.function.address: device.function.statistics() for device in self.devices
             },
         }
+
+
+def _place_numbers(root: Dir) -> None:
+    """dev/char, where udev links every device node by its number."""
+    for path, node in list(walk(root)):
+        if isinstance(node, DeviceNode):
+            major, minor = node.rdev
+            place(root, f"dev/char/{major}:{minor}", Link(f"../{path.removeprefix('dev/')}"))
 
 
 async def _run_in(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -33,7 +33,8 @@ _OLDEST, _LATEST = 0, 1
 class Ledger:
     """Which notices have been taken and not answered, in memory that outlives the server.
 
-    fd  the memory
+    fd     the memory
+    words  the same, as native/notifier.c writes it (iofs_notifier_start)
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -41,24 +42,14 @@ class Ledger:
             fd = os.memfd_create("iommufs-notices", os.MFD_CLOEXEC)
             os.ftruncate(fd, mmap.PAGESIZE)
         self.fd = fd
-        self._words = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
-        self._open: dict[int, None] = {}  # in the order in which they came
-
-    def take(self, notice: int) -> None:
-        self._open[notice] = None
-        self._words[_LATEST] = notice
-        self._words[_OLDEST] = next(iter(self._open))
-
-    def answer(self, notice: int) -> None:
-        self._open.pop(notice, None)
-        self._words[_OLDEST] = next(iter(self._open), 0)
+        self.words = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
 
     def unanswered(self) -> list[int]:
         """All that may be, as another process sees it."""
-        latest = self._words[_LATEST]
+        latest = self.words[_LATEST]
         if not latest:
             return []
-        first = self._words[_OLDEST] or latest
+        first = self.words[_OLDEST] or latest
         n = (latest - first) % _ID_END + _UNNOTED
         return [(first + i) % _ID_END for i in range(n)]
 

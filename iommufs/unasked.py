@@ -1,9 +1,10 @@
-"""What Linux asks a driver and a FUSE server is never asked: mmap(), and read() of nothing.
+"""What Linux asks a driver and FUSE nobody: mmap(), lseek(), and read() of nothing.
 
-The kernel maps a backing file, and answers 0 to a read of no bytes, by itself. Under `iommufs run`
-the filter (seccomp.py) lets us have our say before: an errno that the driver would give is the
-call's result; otherwise the kernel carries on, as it does where it refuses the call before it comes
-to the driver. What the order of the checks is, oracle probes have told (tests/e2e/unasked).
+The kernel maps a backing file, moves a position, and answers 0 to a read of no bytes. Under
+`iommufs run` the filter (seccomp.py) lets us have our say before: an errno that the driver would
+give is the call's result; otherwise the kernel carries on, as it does where it refuses the call
+before it comes to the driver. What the order of the checks is, oracle probes have told
+(tests/e2e/unasked).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -25,7 +26,10 @@ log = structlog.get_logger(__name__)
 
 END = 1 << 64
 
+SEEK_MAX = 4
+
 MAP_TYPE, MAP_SHARED_VALIDATE = 0xF, 0x3
+MAP_TYPES = {mmap.MAP_SHARED, mmap.MAP_PRIVATE, MAP_SHARED_VALIDATE}
 MAP_FIXED, MAP_HUGETLB, MAP_FIXED_NOREPLACE = 0x10, 0x40000, 0x100000
 # Flags that MAP_SHARED_VALIDATE takes; for files of ours not MAP_SYNC.
 VALIDATED = 0x7C07F9F3
@@ -57,56 +61,83 @@ def _look_at(tid: int, fd: int) -> _Descriptor:
 
 
 async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
-    """What a noticed mmap or read of a file of ours comes to: -errno; None: ask the kernel."""
-    try:
-        descriptor = _look_at(notice.tid, notice.fd)
-    except OSError:
-        return None
+    """What a noticed call about a file of ours comes to: -errno; None: ask the kernel."""
     try:
         if notice.call == lib.IOFS_NOTICE_MMAP:
-            _check_mmap(file, descriptor, caller, notice)
-        elif descriptor.can_read:
-            await file.read(descriptor.position, 0)
+            _check_mmap(file, caller, notice)
+        elif notice.call == lib.IOFS_NOTICE_READ:
+            descriptor = _look_at(notice.tid, notice.fd)
+            if descriptor.can_read:
+                await file.read(descriptor.position, 0)
+        else:
+            _check_lseek(file, notice.args[2 if notice.call == lib.IOFS_NOTICE_LSEEK else 4])
     except UapiError as error:
         return -error.errno
+    except OSError:
+        return None  # the caller or its descriptor is gone
     except Exception:
         log.exception("a notice cannot be answered", call=notice.call, tid=notice.tid)
         return -errno.EIO
     return None
 
 
-def _check_mmap(file: Any, descriptor: _Descriptor, caller: Caller, notice: Any) -> None:
+def _check_lseek(file: Any, whence: int) -> None:
+    if whence & 0xFFFFFFFF <= SEEK_MAX and not getattr(file, "can_seek", False):
+        raise UapiError(errno.ESPIPE, "no file has a position that has no llseek operation")
+
+
+@dataclass(frozen=True)
+class _Mmap:
+    """The arguments of an mmap(); `length` in whole pages."""
+
+    address: int
+    length: int
+    prot: int
+    flags: int
+    fd: int
+    offset: int
+
+    @property
+    def is_private(self) -> bool:
+        return self.flags & MAP_TYPE == mmap.MAP_PRIVATE
+
+
+def _check_mmap(file: Any, caller: Caller, notice: Any) -> None:
+    call = _Mmap(*notice.args)
+    call = replace(call, length=call.length + -call.length % PAGE_SIZE)
+    descriptor = _look_at(notice.tid, notice.fd)
     check = getattr(file, "check_mmap", None)
-    if check is None or _kernel_refuses(descriptor, notice):
+    if _kernel_refuses(descriptor, caller.tid, call):
         return
-    if not descriptor.can_write:
-        # Linux takes such a mapping for a private one, which no driver of ours has.
-        raise UapiError(errno.EINVAL, "opened for reading only")
-    check(caller, notice.fd, _whole_pages(notice.length), notice.prot, notice.offset)
+    if check is None:
+        if call.is_private:  # FUSE would map what nobody looks at
+            raise UapiError(errno.ENODEV, "nothing to map")
+        return
+    if call.is_private or not descriptor.can_write:
+        # Linux takes a shared mapping of what is opened for reading only for a private one.
+        raise UapiError(errno.EINVAL, "no driver of ours has private mappings")
+    check(caller, notice.fd, call.length, call.prot, call.offset)
 
 
-def _whole_pages(length: int) -> int:
-    return length + -length % PAGE_SIZE
-
-
-def _kernel_refuses(descriptor: _Descriptor, notice: Any) -> bool:
+def _kernel_refuses(descriptor: _Descriptor, tid: int, call: _Mmap) -> bool:
     """Whether mmap() fails before it comes to the driver (ksys_mmap_pgoff(), do_mmap()).
 
     Not here: the limits of the client's address space.
     """
-    address, flags, offset = notice.address, notice.flags, notice.offset
-    length = _whole_pages(notice.length)
+    address, flags, end = call.address, call.flags, call.address + call.length
     is_placed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+    needs_writer = call.prot & mmap.PROT_WRITE and not call.is_private
     return bool(
-        offset % PAGE_SIZE
+        call.offset % PAGE_SIZE
         or flags & MAP_HUGETLB
-        or not 0 < length <= USER_END - PAGE_SIZE
-        or offset + length >= END
-        or (is_placed and (address % PAGE_SIZE or address + length >= END))
+        or not 0 < call.length <= USER_END - PAGE_SIZE
+        or call.offset + call.length >= END
+        or (is_placed and (address % PAGE_SIZE or end >= END))
+        or flags & MAP_TYPE not in MAP_TYPES
         or (flags & MAP_TYPE == MAP_SHARED_VALIDATE and flags & ~VALIDATED)
         or not descriptor.can_read
-        or (notice.prot & mmap.PROT_WRITE and not descriptor.can_write)
-        or (flags & MAP_FIXED_NOREPLACE and _is_taken(notice.tid, address, address + length))
+        or (needs_writer and not descriptor.can_write)
+        or (flags & MAP_FIXED_NOREPLACE and _is_taken(tid, address, end))
     )
 
 

@@ -439,12 +439,10 @@ int iofs_transport_has_passthrough(void);
  * Requests to our own mount, made by a thread that can afford to wait for ourselves (side.c); for
  * every other thread of this process even fstat() of such a file is forbidden.
  *
- * is_ours: 1 if descriptor fd of thread tid's process is of a file of our mount, 0 if it is not;
- * the file is not touched. resolve: which open file of ours it is: its fh. EBADF; ENOTTY if it is
- * none of ours. open: a descriptor, read-write, of a path below the mount. It asks pyfuse3, so the
- * thread that calls it must not be the one that serves.
+ * resolve: which open file of ours descriptor fd of thread tid's process is: its fh. EBADF; ENOTTY
+ * if it is none of ours. open: a descriptor, read-write, of a path below the mount. It asks
+ * pyfuse3, so the thread that calls it must not be the one that serves.
  */
-int iofs_transport_is_ours(int tid, int fd);
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
 int iofs_transport_open(const char *path);
 
@@ -459,14 +457,23 @@ void iofs_transport_unmount(void);
 
 /* ---- notices: calls that no FUSE server can answer ----------------------------------------------
  *
- * No FUSE server can give its caller a descriptor; nor does it hear of mmap(), or of a read() of no
- * bytes. Whoever listens to a seccomp filter can, and does. The filter, installed once in the
- * process that becomes the client and inherited by all it starts, makes the caller of one of the
- * given ioctls wait, or of an mmap() of a file that shares it, or of such a read(), and its
+ * No FUSE server can give its caller a descriptor, nor say that a file of its own is a character
+ * device; nor does it hear of mmap(), lseek(), or of a read() of no bytes. Whoever listens to a
+ * seccomp filter can, and does. The filter, installed once in the process that becomes the client
+ * and inherited by all it starts, makes the callers of these wait, and of the given ioctls, and its
  * listener hears of it. Every other system call costs what the filter costs, or nothing where the
  * kernel knows the filter's answer.
  */
-enum iofs_notice_call { IOFS_NOTICE_IOCTL, IOFS_NOTICE_READ, IOFS_NOTICE_MMAP };
+enum iofs_notice_call {
+  IOFS_NOTICE_IOCTL,
+  IOFS_NOTICE_READ,    /* of no bytes */
+  IOFS_NOTICE_MMAP,    /* not anonymous, and not as a dynamic loader maps a library */
+  IOFS_NOTICE_LSEEK,
+  IOFS_NOTICE_LLSEEK,  /* of 32 bits: fd, high, low, result, whence */
+  IOFS_NOTICE_FSTAT,
+  IOFS_NOTICE_FSTATAT, /* these two with AT_EMPTY_PATH */
+  IOFS_NOTICE_STATX
+};
 
 struct iofs_bpf { /* one instruction, laid out as Linux does */
   uint16_t code;
@@ -476,14 +483,13 @@ struct iofs_bpf { /* one instruction, laid out as Linux does */
 
 struct iofs_notice {
   uint64_t id; /* names the notice in the answer */
-  uint64_t arg;
+  uint64_t args[6];
+  uint64_t ino;    /* st_ino of the file, one of ours */
   int32_t tid;     /* thread id of the caller */
   int32_t fd;
-  uint32_t cmd;
+  uint32_t call;   /* enum iofs_notice_call */
   uint32_t compat; /* 1: a 32-bit or x32 system call */
-  uint32_t call;   /* enum iofs_notice_call; cmd, arg: IOCTL, the rest: MMAP */
-  uint32_t prot;
-  uint64_t address, length, flags, offset;
+  uint32_t i386;   /* 1: one of i386 */
 };
 
 /* The filter for n requests (64 at most): the number of its instructions. E2BIG. */
@@ -492,15 +498,46 @@ int iofs_seccomp_program(const uint32_t *requests, size_t n, struct iofs_bpf *ou
  * CAP_SYS_ADMIN; EBUSY: an outer filter has a listener, Linux allows one; EINVAL, ENOMEM. */
 int iofs_seccomp_install(const uint32_t *requests, size_t n);
 
-/* 1: written; 0: none after all. May wait unless the listener polls readable. */
+/*
+ * A thread that takes the notices of a listener, which stays the caller's, and lets the kernel
+ * carry on where the file is not of our mount. The others come out of next; forget them when they
+ * are answered. ledger: two words of memory for who answers when this process is killed: the oldest
+ * notice that is taken and not answered, or 0, and the one that was taken last. One for each process.
+ */
+int iofs_notifier_start(int listener, uint64_t *ledger);
+int iofs_notifier_fd(void);                      /* readable while there may be a next */
+int iofs_notifier_next(struct iofs_notice *out); /* 1: written; 0: none */
+void iofs_notifier_forget(uint64_t id);
+void iofs_notifier_stop(void); /* who still waits is left to whoever has the listener */
+
+/* For whoever has no such thread. 1: written, ino apart; 0: none after all. May wait unless the
+ * listener polls readable. */
 int iofs_notice_receive(int listener, struct iofs_notice *out);
 /* 1 while the caller waits: what is known of its thread id by then was true of it. */
 int iofs_notice_is_valid(int listener, uint64_t id);
-/* The three answers. ENOENT: the caller was killed. Continue: the kernel carries out the ioctl. */
+/* The three answers. ENOENT: the caller was killed. Continue: the kernel carries out the call. */
 int iofs_notice_continue(int listener, uint64_t id);
 int iofs_notice_answer(int listener, uint64_t id, int64_t result); /* or -errno */
 /* Install a duplicate of fd, close-on-exec, in the caller, whose ioctl is still to be answered:
  * its number there. EMFILE: its RLIMIT_NOFILE. */
 int iofs_notice_add_fd(int listener, uint64_t id, int fd);
+
+/* How a node shall look: st_mode's type, the device's number; its owner as the caller sees it. */
+struct iofs_look {
+  uint32_t type, major, minor, uid, gid;
+};
+
+/* The structure that a call of the stat family shall find, 256 bytes at most: its length. EBADF. */
+int iofs_notice_stat(const struct iofs_notice *notice, const struct iofs_look *look, uint8_t *out);
+
+/* ---- looks by a path --------------------------------------------------------------------------
+ *
+ * A node has two inodes, whose numbers differ in this bit. To clients both have the same st_ino,
+ * without it; the kernel hears nothing of an inode with it when it reads a directory.
+ */
+#define IOFS_LOOK (1ull << 62)
+
+/* Whether a thread that waits for us looks up a path for its attributes, and not to open it. */
+int iofs_client_looks_at_path(int tid);
 
 #endif

@@ -1,10 +1,10 @@
 /*
- * System calls that a FUSE server cannot answer as Linux does: a seccomp filter hands them to the
- * server (see iommufs.h). Which ioctls those are is for Python to say.
+ * Which system calls of a run wait for the server: a seccomp filter (see "notices" in iommufs.h).
+ * Which ioctls those are is for Python to say. How the server hears of them: notice.c.
  *
  * A filter sees numbers, never memory, so it tells nothing but calls and their arguments apart.
  */
-#include "iommufs.h"
+#include "notice.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,8 +12,6 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,120 +19,193 @@
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
 #endif
+#ifndef AT_EMPTY_PATH
+#define AT_EMPTY_PATH 0x1000
+#endif
 
-/* The calls in each system call table that a process on this machine can use; of 64 bits only what
- * else is noticed. */
-static const struct call_table {
-  uint32_t arch, is_compat, ioctl, read, mmap;
-} call_tables[] = {
 #if defined(__x86_64__)
-  {AUDIT_ARCH_X86_64, 0, 16, 0, 9},
-  {AUDIT_ARCH_X86_64, 1, 0x40000000 | 514, 0, 0}, /* x32 */
-  {AUDIT_ARCH_I386, 1, 54, 0, 0},
+#define NATIVE AUDIT_ARCH_X86_64
 #elif defined(__aarch64__)
-  {AUDIT_ARCH_AARCH64, 0, 29, 63, 222},
-  {AUDIT_ARCH_ARM, 1, 54, 0, 0},
+#define NATIVE AUDIT_ARCH_AARCH64
 #elif defined(__riscv) && __riscv_xlen == 64
-  {AUDIT_ARCH_RISCV64, 0, 29, 63, 222},
+#define NATIVE AUDIT_ARCH_RISCV64
 #else
-#error "ioctl's number on this architecture is not known here"
+#error "the numbers of other tables of system calls on this architecture are not known here"
+#endif
+#define X32 0x40000000
+
+/* What is noticed, in each system call table that a process on this machine can use; the calls of
+ * one table together. */
+static const struct iofs_noticed noticed[] = {
+  {NATIVE, SYS_ioctl, IOFS_NOTICE_IOCTL, 0},
+  {NATIVE, SYS_read, IOFS_NOTICE_READ, 0},
+  {NATIVE, SYS_mmap, IOFS_NOTICE_MMAP, 0},
+  {NATIVE, SYS_lseek, IOFS_NOTICE_LSEEK, 0},
+  {NATIVE, SYS_fstat, IOFS_NOTICE_FSTAT, 0},
+  {NATIVE, SYS_newfstatat, IOFS_NOTICE_FSTATAT, 0},
+  {NATIVE, SYS_statx, IOFS_NOTICE_STATX, 0},
+#if defined(__x86_64__)
+  {NATIVE, X32 | 514, IOFS_NOTICE_IOCTL, 1},
+  {NATIVE, X32 | SYS_lseek, IOFS_NOTICE_LSEEK, 1},
+  {NATIVE, X32 | SYS_fstat, IOFS_NOTICE_FSTAT, 1},
+  {NATIVE, X32 | SYS_newfstatat, IOFS_NOTICE_FSTATAT, 1},
+  {NATIVE, X32 | SYS_statx, IOFS_NOTICE_STATX, 1},
+  {AUDIT_ARCH_I386, 54, IOFS_NOTICE_IOCTL, 1},
+  {AUDIT_ARCH_I386, 19, IOFS_NOTICE_LSEEK, 1},
+  {AUDIT_ARCH_I386, 140, IOFS_NOTICE_LLSEEK, 1},
+  {AUDIT_ARCH_I386, 197, IOFS_NOTICE_FSTAT, 1},
+  {AUDIT_ARCH_I386, 300, IOFS_NOTICE_FSTATAT, 1},
+  {AUDIT_ARCH_I386, 383, IOFS_NOTICE_STATX, 1},
+#elif defined(__aarch64__)
+  {AUDIT_ARCH_ARM, 54, IOFS_NOTICE_IOCTL, 1},
 #endif
 };
 
-enum { N_TABLES = sizeof(call_tables) / sizeof(call_tables[0]), MAX_REQUESTS = 64 };
-enum { TABLE = 4, MORE_CALLS = 2, READ_CHECK = 4, MMAP_CHECK = 3 }; /* instructions */
+enum { N_NOTICED = sizeof(noticed) / sizeof(noticed[0]), MAX_REQUESTS = 64 };
+enum { TABLE = 4, READ_CHECK = 4, MMAP_CHECK = 4, FLAG_CHECK = 2 }; /* instructions */
 enum {
-  MAX_PROGRAM =
-    (TABLE + MORE_CALLS) * N_TABLES + 1 + MAX_REQUESTS + 2 + READ_CHECK + MMAP_CHECK + 2
+  MAX_PROGRAM = TABLE * N_NOTICED + N_NOTICED + 1 + MAX_REQUESTS + 2 + READ_CHECK + MMAP_CHECK +
+                2 * FLAG_CHECK + 2
 };
 
 _Static_assert(sizeof(struct iofs_bpf) == sizeof(struct sock_filter), "one instruction");
 _Static_assert(offsetof(struct iofs_bpf, k) == offsetof(struct sock_filter, k), "one instruction");
 
-/* The lower and upper half of an argument. The upper one of ioctl's request is not looked at: the
- * kernel's own `cmd` has 32 bits. */
+/* The lower and upper half of an argument. The upper one of ioctl's request, and of flags, is not
+ * looked at: the kernel's own have 32 bits. */
 #define IS_BIG_ENDIAN (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
 #define LOWER(i) (offsetof(struct seccomp_data, args[i]) + (IS_BIG_ENDIAN ? 4 : 0))
 #define UPPER(i) (offsetof(struct seccomp_data, args[i]) + (IS_BIG_ENDIAN ? 0 : 4))
 
-static struct iofs_bpf statement(uint16_t code, uint32_t k) {
-  return (struct iofs_bpf){.code = code, .k = k};
+const struct iofs_noticed *iofs_noticed_call(const struct seccomp_data *data) {
+  for (size_t i = 0; i < N_NOTICED; i++)
+    if (noticed[i].arch == data->arch && noticed[i].nr == (uint32_t)data->nr)
+      return &noticed[i];
+  return NULL;
 }
 
-static struct iofs_bpf load(uint32_t offset) {
-  return statement(BPF_LD | BPF_W | BPF_ABS, offset);
-}
+/* ---- the program ----------------------------------------------------------------------------- */
 
-static struct iofs_bpf jump_if_equal(uint32_t k, size_t then, size_t otherwise) {
-  struct iofs_bpf jump = statement(BPF_JMP | BPF_JEQ | BPF_K, k);
-  jump.jt = then;
-  jump.jf = otherwise;
-  return jump;
-}
-
-/* Where the parts of a program begin. */
-struct layout {
-  size_t requests, read, mmap, allow, notice;
+/* A program that grows; where its parts begin. */
+struct program {
+  struct iofs_bpf *out;
+  size_t at, requests, read, mmap, fstatat, statx, allow, notice;
 };
 
-static struct layout make_layout(size_t n) {
-  struct layout at = {.requests = 1};
-  for (size_t i = 0; i < N_TABLES; i++)
-    at.requests += call_tables[i].is_compat ? TABLE : TABLE + MORE_CALLS;
-  at.read = at.requests + n + 2;
-  at.mmap = at.read + READ_CHECK;
-  at.allow = at.mmap + MMAP_CHECK;
-  at.notice = at.allow + 1;
-  return at;
+static void put(struct program *program, uint16_t code, uint32_t k) {
+  program->out[program->at++] = (struct iofs_bpf){.code = code, .k = k};
 }
 
-/* Load arch; if it is this one, load nr and go to what it is looked at for. */
-static struct iofs_bpf *put_table(const struct call_table *table, const struct layout *to,
-                                  const struct iofs_bpf *start, struct iofs_bpf *out) {
-  size_t n_calls = table->is_compat ? 1 : 1 + MORE_CALLS;
-  *out++ = load(offsetof(struct seccomp_data, arch));
-  *out++ = jump_if_equal(table->arch, 0, 1 + n_calls);
-  *out++ = load(offsetof(struct seccomp_data, nr));
-  *out = jump_if_equal(table->ioctl, to->requests - (size_t)(out - start) - 1, 0);
-  out++;
-  if (table->is_compat)
-    return out;
-  *out = jump_if_equal(table->read, to->read - (size_t)(out - start) - 1, 0);
-  out++;
-  *out = jump_if_equal(table->mmap, to->mmap - (size_t)(out - start) - 1, 0);
-  return out + 1;
+static void put_load(struct program *program, uint32_t offset) {
+  put(program, BPF_LD | BPF_W | BPF_ABS, offset);
 }
 
-/*
- * The tables, then: return ALLOW. The requests: load request; for each: if it is this one, go to
- * the end. Then: return ALLOW. A read of nothing: both halves of its length are 0. An mmap of what
- * others see: MAP_SHARED or MAP_SHARED_VALIDATE, and not MAP_ANONYMOUS. Else: return ALLOW. The end:
- * return USER_NOTIF.
- */
+/* Jump to a place further on if the test (BPF_JEQ, BPF_JSET) is true, or else to another. */
+static void put_jump(struct program *program, uint16_t test, uint32_t k, size_t then,
+                     size_t otherwise) {
+  size_t next = program->at + 1;
+  put(program, BPF_JMP | BPF_K | test, k);
+  program->out[next - 1].jt = then - next;
+  program->out[next - 1].jf = otherwise - next;
+}
+
+static size_t check_of(const struct program *program, uint32_t call) {
+  switch (call) {
+  case IOFS_NOTICE_IOCTL:
+    return program->requests;
+  case IOFS_NOTICE_READ:
+    return program->read;
+  case IOFS_NOTICE_MMAP:
+    return program->mmap;
+  case IOFS_NOTICE_FSTATAT:
+    return program->fstatat;
+  case IOFS_NOTICE_STATX:
+    return program->statx;
+  default:
+    return program->notice;
+  }
+}
+
+/* The calls of one table, from the first on; returns the first of the next. If it is the caller's
+ * table, load nr and go to what it is looked at for. */
+static size_t put_table(struct program *program, size_t first) {
+  const uint32_t arch = noticed[first].arch;
+  size_t end = first;
+  while (end < N_NOTICED && noticed[end].arch == arch)
+    end++;
+  put_load(program, offsetof(struct seccomp_data, arch));
+  put_jump(program, BPF_JEQ, arch, program->at + 1, program->at + TABLE - 1 + (end - first));
+  put_load(program, offsetof(struct seccomp_data, nr));
+  for (size_t i = first; i < end; i++)
+    put_jump(program, BPF_JEQ, noticed[i].nr, check_of(program, noticed[i].call), program->at + 1);
+  put(program, BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  return end;
+}
+
+static void put_tables(struct program *program) {
+  for (size_t i = 0; i < N_NOTICED;)
+    i = put_table(program, i);
+  put(program, BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+}
+
+static void put_requests(struct program *program, const uint32_t *requests, size_t n) {
+  put_load(program, LOWER(1));
+  for (size_t i = 0; i < n; i++)
+    put_jump(program, BPF_JEQ, requests[i], program->notice, program->at + 1);
+  put(program, BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+}
+
+/* A read of nothing: both halves of its length are 0. */
+static void put_read(struct program *program) {
+  put_load(program, LOWER(2));
+  put_jump(program, BPF_JEQ, 0, program->at + 1, program->allow);
+  put_load(program, UPPER(2));
+  put_jump(program, BPF_JEQ, 0, program->notice, program->allow);
+}
+
+/* An mmap of a file, but not those by which a dynamic loader maps every library. */
+static void put_mmap(struct program *program) {
+  put_load(program, LOWER(3));
+  put_jump(program, BPF_JSET, MAP_ANONYMOUS, program->allow, program->at + 1);
+  put_jump(program, BPF_JSET, MAP_SHARED, program->notice, program->at + 1);
+  put_jump(program, BPF_JSET, MAP_FIXED | MAP_DENYWRITE, program->allow, program->notice);
+}
+
+/* What may concern a descriptor: AT_EMPTY_PATH among the flags. */
+static void put_flags(struct program *program, size_t argument) {
+  put_load(program, LOWER(argument));
+  put_jump(program, BPF_JSET, AT_EMPTY_PATH, program->notice, program->allow);
+}
+
+static size_t n_tables(void) {
+  size_t n = 1;
+  for (size_t i = 1; i < N_NOTICED; i++)
+    n += noticed[i].arch != noticed[i - 1].arch;
+  return n;
+}
+
 int iofs_seccomp_program(const uint32_t *requests, size_t n, struct iofs_bpf *out, size_t size) {
-  const struct iofs_bpf *start = out;
+  struct program program = {.out = out};
   if (n > MAX_REQUESTS)
     return -E2BIG;
-  struct layout at = make_layout(n);
-  if (at.notice + 1 > size)
+  program.requests = TABLE * n_tables() + N_NOTICED + 1;
+  program.read = program.requests + 1 + n + 1;
+  program.mmap = program.read + READ_CHECK;
+  program.fstatat = program.mmap + MMAP_CHECK;
+  program.statx = program.fstatat + FLAG_CHECK;
+  program.allow = program.statx + FLAG_CHECK;
+  program.notice = program.allow + 1;
+  if (program.notice + 1 > size)
     return -E2BIG;
-  for (size_t i = 0; i < N_TABLES; i++)
-    out = put_table(&call_tables[i], &at, start, out);
-  *out++ = statement(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-  *out++ = load(LOWER(1));
-  for (size_t i = 0; i < n; i++)
-    *out++ = jump_if_equal(requests[i], at.notice - at.requests - i - 2, 0);
-  *out++ = statement(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-  *out++ = load(LOWER(2));
-  *out++ = jump_if_equal(0, 0, at.allow - at.read - 2);
-  *out++ = load(UPPER(2));
-  *out++ = jump_if_equal(0, at.notice - at.read - READ_CHECK, at.allow - at.read - READ_CHECK);
-  *out++ = load(LOWER(3));
-  *out++ = statement(BPF_ALU | BPF_AND | BPF_K, MAP_SHARED | MAP_ANONYMOUS);
-  *out++ = jump_if_equal(MAP_SHARED, 1, 0);
-  *out++ = statement(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-  *out++ = statement(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
-  return (int)(out - start);
+  put_tables(&program);
+  put_requests(&program, requests, n);
+  put_read(&program);
+  put_mmap(&program);
+  put_flags(&program, 3);
+  put_flags(&program, 2);
+  put(&program, BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  put(&program, BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+  return (int)program.at;
 }
 
 int iofs_seccomp_install(const uint32_t *requests, size_t n) {
@@ -152,99 +223,4 @@ int iofs_seccomp_install(const uint32_t *requests, size_t n) {
     fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog);
   }
   return fd < 0 ? -errno : (int)fd;
-}
-
-static int is_compat(const struct seccomp_data *data) {
-  for (size_t i = 0; i < N_TABLES; i++)
-    if (call_tables[i].arch == data->arch && call_tables[i].ioctl == (uint32_t)data->nr)
-      return (int)call_tables[i].is_compat;
-  return 0;
-}
-
-static enum iofs_notice_call call_of(const struct seccomp_data *data) {
-  const struct call_table *table = call_tables; /* the one of 64 bits */
-  if (table->arch == data->arch && table->read == (uint32_t)data->nr)
-    return IOFS_NOTICE_READ;
-  if (table->arch == data->arch && table->mmap == (uint32_t)data->nr)
-    return IOFS_NOTICE_MMAP;
-  return IOFS_NOTICE_IOCTL;
-}
-
-int iofs_notice_receive(int listener, struct iofs_notice *out) {
-  /* A newer kernel may write more than the structure we know. */
-  union {
-    struct seccomp_notif notif;
-    uint8_t room[1024];
-  } taken;
-  struct seccomp_notif_sizes sizes;
-
-  if (syscall(SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &sizes) < 0)
-    return -errno;
-  if (sizes.seccomp_notif > sizeof(taken))
-    return -E2BIG;
-  memset(&taken, 0, sizeof(taken)); /* else EINVAL */
-  if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &taken) < 0)
-    return errno == ENOENT || errno == EINTR ? 0 : -errno; /* ENOENT: killed before we came */
-  const struct seccomp_data *data = &taken.notif.data;
-  *out = (struct iofs_notice){
-    .id = taken.notif.id,
-    .tid = (int32_t)taken.notif.pid,
-    .call = call_of(data),
-  };
-  if (out->call == IOFS_NOTICE_MMAP) {
-    out->fd = (int32_t)data->args[4];
-    out->address = data->args[0];
-    out->length = data->args[1];
-    out->prot = (uint32_t)data->args[2];
-    out->flags = data->args[3];
-    out->offset = data->args[5];
-  } else {
-    out->fd = (int32_t)data->args[0];
-    out->cmd = (uint32_t)data->args[1];
-    out->arg = data->args[2];
-    out->compat = is_compat(data);
-  }
-  return 1;
-}
-
-int iofs_notice_is_valid(int listener, uint64_t id) {
-  return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
-}
-
-static int respond(int listener, const struct seccomp_notif_resp *response) {
-  union {
-    struct seccomp_notif_resp response;
-    uint8_t room[1024];
-  } sent = {.response = *response};
-  int r;
-
-  do
-    r = ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &sent);
-  while (r < 0 && errno == EINTR);
-  return r < 0 ? -errno : 0;
-}
-
-int iofs_notice_continue(int listener, uint64_t id) {
-  return respond(listener, &(struct seccomp_notif_resp){
-                             .id = id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE});
-}
-
-int iofs_notice_answer(int listener, uint64_t id, int64_t result) {
-  struct seccomp_notif_resp response = {.id = id};
-
-  if (result < 0)
-    response.error = (int32_t)result;
-  else
-    response.val = result;
-  return respond(listener, &response);
-}
-
-int iofs_notice_add_fd(int listener, uint64_t id, int fd) {
-  struct seccomp_notif_addfd add = {.id = id, .srcfd = fd, .newfd_flags = O_CLOEXEC};
-  int r;
-
-  do
-    r = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
-  while (r < 0 && errno == EINTR);
-  return r < 0 ? -errno : r;
 }

@@ -27,7 +27,7 @@
 enum { IDLE, ASKED, ANSWERED };
 
 struct question {
-  enum { OPEN, IS_OURS, IDENTIFY } what;
+  enum { OPEN, IDENTIFY } what;
   const char *path; /* to open; else: */
   int tid, fd;      /* whose descriptor is meant */
   dev_t device;
@@ -96,27 +96,19 @@ static int open_and_send(const struct side *side, const char *path) {
 }
 
 /* What the kernel knows without asking us, or whoever else serves the file. */
-static int check_device(int at, const char *path, dev_t device) {
+static int check_device(int fd, dev_t device) {
   struct statx stx;
-  const int flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT;
-  if (statx(at, path, flags, STATX_TYPE, &stx) < 0)
+  if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &stx) < 0)
     return -errno;
   const int ours = makedev(stx.stx_dev_major, stx.stx_dev_minor) == device;
   return ours && S_ISREG(stx.stx_mode) ? 0 : -ENOTTY;
-}
-
-/* No duplicate is made, so none is closed: cheap, and nobody else is asked. */
-static int is_ours(int tid, int fd, dev_t device) {
-  char path[64];
-  snprintf(path, sizeof path, "/proc/%d/fd/%d", tid, fd);
-  return check_device(AT_FDCWD, path, device) == 0;
 }
 
 static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
   int copy = iofs_client_fd(tid, fd);
   if (copy < 0)
     return copy;
-  int r = check_device(copy, "", device);
+  int r = check_device(copy, device);
   if (!r && ioctl(copy, IOFS_IDENTIFY, fh) < 0)
     r = -errno;
   if (r == -ENOTTY)
@@ -127,14 +119,9 @@ static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
 }
 
 static int answer(const struct side *side, struct question *question) {
-  switch (question->what) {
-  case OPEN:
+  if (question->what == OPEN)
     return open_and_send(side, question->path);
-  case IS_OURS:
-    return is_ours(question->tid, question->fd, question->device);
-  default:
-    return identify(question->tid, question->fd, question->device, &question->fh);
-  }
+  return identify(question->tid, question->fd, question->device, &question->fh);
 }
 
 /* With the lock held. */
@@ -255,21 +242,12 @@ int iofs_transport_open(const char *path) {
   return r;
 }
 
-static int ask_of_descriptor(int what, int tid, int fd, uint64_t *fh) {
+int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
   pthread_mutex_lock(&identifier.busy);
   identifier.question = (struct question){
-      .what = what, .tid = tid, .fd = fd, .device = iofs_transport_device()};
+      .what = IDENTIFY, .tid = tid, .fd = fd, .device = iofs_transport_device()};
   int r = ask(&identifier);
   *fh = identifier.question.fh;
   pthread_mutex_unlock(&identifier.busy);
   return r;
-}
-
-int iofs_transport_is_ours(int tid, int fd) {
-  uint64_t fh;
-  return ask_of_descriptor(IS_OURS, tid, fd, &fh) > 0;
-}
-
-int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
-  return ask_of_descriptor(IDENTIFY, tid, fd, fh);
 }

@@ -118,32 +118,46 @@ static void patch_open(struct iofs_open_out *out, uint64_t nodeid) {
   pthread_mutex_unlock(&lock);
 }
 
+/* The number of an inode that only has a look of another is not for clients. */
+static void patch_entry(struct fuse_entry_out *out) { out->attr.ino &= ~IOFS_LOOK; }
+
+/* Nor is it worth an inode: a type is all that a directory tells of its entries. */
+static void patch_directory(uint8_t *bytes, size_t length) {
+  for (size_t at = 0; at + FUSE_NAME_OFFSET_DIRENTPLUS <= length;) {
+    struct fuse_direntplus *entry = (void *)(bytes + at);
+    if (entry->entry_out.nodeid & IOFS_LOOK) {
+      entry->entry_out.nodeid = 0;
+      entry->dirent.ino &= ~IOFS_LOOK;
+    }
+    at += FUSE_DIRENTPLUS_SIZE(entry);
+  }
+}
+
+/* What is in a body of another size than this, we have not asked for. */
+static void patch(const struct watched *request, void *body, size_t length) {
+  if (request->opcode == FUSE_INIT && length == sizeof(struct iofs_init_out))
+    patch_init(body);
+  else if (request->opcode == FUSE_OPEN && length == sizeof(struct iofs_open_out))
+    patch_open(body, request->nodeid);
+  else if (request->opcode == FUSE_LOOKUP && length == sizeof(struct fuse_entry_out))
+    patch_entry(body);
+  else if (request->opcode == FUSE_GETATTR && length == sizeof(struct fuse_attr_out))
+    ((struct fuse_attr_out *)body)->attr.ino &= ~IOFS_LOOK;
+  else if (request->opcode == FUSE_READDIRPLUS)
+    patch_directory(body, length);
+}
+
 /* An answer of libfuse's on its way to the kernel. A notification has unique 0. */
 ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused) {
   (void)fd;
   (void)unused;
-  union {
-    struct iofs_init_out init;
-    struct iofs_open_out open;
-  } body;
-  struct iovec patched[2];
   struct fuse_out_header *header = iov[0].iov_base;
   uint64_t unique = header->unique;
   pthread_mutex_lock(&lock);
   struct watched *request = unique ? take_watched(unique) : NULL;
   pthread_mutex_unlock(&lock);
-  if (request && !header->error && count == 2 && iov[1].iov_len <= sizeof body &&
-      request->opcode != FUSE_RELEASE) {
-    memset(&body, 0, sizeof body);
-    memcpy(&body, iov[1].iov_base, iov[1].iov_len);
-    patched[0] = iov[0];
-    patched[1] = (struct iovec){&body, iov[1].iov_len};
-    if (request->opcode == FUSE_INIT && iov[1].iov_len == sizeof body.init)
-      patch_init(&body.init);
-    else if (request->opcode == FUSE_OPEN)
-      patch_open(&body.open, request->nodeid);
-    iov = patched;
-  }
+  if (request && !header->error && count == 2)
+    patch(request, iov[1].iov_base, iov[1].iov_len); /* libfuse's own memory, until we return */
   if (unique)
     iofs_live_requests--;
   ssize_t n = writev(fuse_fd, iov, count);
@@ -384,6 +398,9 @@ static void handle(struct fuse_in_header *in, size_t length) {
     return;
   case FUSE_OPEN:
   case FUSE_RELEASE:
+  case FUSE_LOOKUP:
+  case FUSE_GETATTR:
+  case FUSE_READDIRPLUS:
     forward_watched(in, length);
     return;
   case FUSE_READ:

@@ -28,7 +28,7 @@ FLOORS = [
         "sysfs",
         "machine",
     ],
-    ["standin", "server", "unasked", "fdreturn", "logs", "seccomp", "listing"],
+    ["standin", "server", "unasked", "looks", "fdreturn", "logs", "seccomp", "listing"],
     ["namespace", "launcher", "run_server", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}

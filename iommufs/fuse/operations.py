@@ -25,6 +25,11 @@ from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
 
 log = structlog.get_logger(__name__)
 
+# Added to the number of a device node: the inode that has its look and cannot be opened. The kernel
+# keeps an inode's type, and opens no file of ours that is not a regular one; attributes that are
+# asked for by a path come from this one. Its st_ino is the node's (native/transport.c).
+LOOK = lib.IOFS_LOOK
+
 # One directory whose files are made by us, for us: see Operations.publish.
 ANONYMOUS = ".files"
 READ_WRITE = 0o600
@@ -72,6 +77,7 @@ class _PlainFile:
     """What the open files of attributes lack to be open files: no ioctls, always ready."""
 
     table = None
+    can_seek = True
 
     def __init__(self, inner: OpenAttribute | OpenBinary) -> None:
         self.read, self.write = inner.read, inner.write
@@ -116,8 +122,13 @@ def _check_access(node: TextFile | BinaryFile, flags: int) -> None:
 
 
 class Operations(pyfuse3.Operations):
-    """Serves one tree; `files` holds what is open of it, by fh."""
+    """Serves one tree; `files` holds what is open of it, by fh.
 
+    shows_devices  whether device nodes look like ones, not like regular files; for clients whose
+                   fstat() is answered as well (looks.py)
+    """
+
+    shows_devices = False
     enable_writeback_cache = False
 
     def __init__(self, root: Dir, files: OpenFiles) -> None:
@@ -148,9 +159,14 @@ class Operations(pyfuse3.Operations):
 
     def _node(self, number: int) -> Node:
         try:
-            return self._nodes[number]
+            return self._nodes[number & ~LOOK]
         except KeyError:
             raise UapiError(errno.ESTALE, f"inode {number} is gone") from None
+
+    def device_of(self, number: int) -> DeviceNode | None:
+        """The device node with a number, which may be another's or nobody's."""
+        node = self._nodes.get(number)
+        return node if isinstance(node, DeviceNode) else None
 
     def publish(self, token: str, open_file: Any) -> str:
         """The path, below the mount, whose next open gives exactly `open_file`.
@@ -223,10 +239,10 @@ class Operations(pyfuse3.Operations):
                 entry.st_mode = stat.S_IFREG | node.mode
                 entry.st_size = node.size
             case DeviceNode():
-                # A FUSE mount without privilege over the machine has no device nodes.
-                entry.st_mode = stat.S_IFREG | node.mode
+                is_look = number & LOOK
+                entry.st_mode = (stat.S_IFCHR if is_look else stat.S_IFREG) | node.mode
                 entry.st_rdev = os.makedev(*node.rdev)
-                if node.backing_fd is not None:
+                if node.backing_fd is not None and not is_look:
                     # Programs that ask how much of a regular file they may map get an answer.
                     entry.st_size = os.fstat(node.backing_fd).st_size
         return entry
@@ -251,7 +267,13 @@ class Operations(pyfuse3.Operations):
         node = self._directory(parent).entries.get(os.fsdecode(name))
         if node is None:
             raise UapiError(errno.ENOENT)
-        return self._attributes(self._number(node))
+        number = self._number(node)
+        if self._has_look(node) and lib.iofs_client_looks_at_path(ctx.pid):
+            number |= LOOK
+        return self._attributes(number)
+
+    def _has_look(self, node: Node) -> bool:
+        return self.shows_devices and isinstance(node, DeviceNode)
 
     def _directory(self, number: int) -> Dir:
         node = self._node(number)
@@ -275,7 +297,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: Any) -> None:
         names = sorted(self._directory(fh).entries.items())
         for position, (name, node) in enumerate(names[start:], start + 1):
-            attributes = self._attributes(self._number(node))
+            look = LOOK if self._has_look(node) else 0
+            attributes = self._attributes(self._number(node) | look)
             if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
                 break
 

@@ -16,10 +16,22 @@ X32 = 0x40000000
 IOCTLS = {(X86_64, 16), (X86_64, X32 | 514), (I386, 54)}
 E2BIG = 7
 READ, MMAP = 0, 9  # of x86-64
+LSEEK, FSTAT, FSTATAT, STATX = 8, 5, 262, 332
+# Always noticed: lseek and fstat, and those of the other tables.
+ALWAYS = {
+    *((X86_64, x32 | nr) for x32 in (0, X32) for nr in (LSEEK, FSTAT)),
+    *((I386, nr) for nr in (19, 140, 197)),
+}
+# With AT_EMPTY_PATH: (the call, which argument has the flags).
+WITH_FLAG = {
+    *((X86_64, x32 | nr, arg) for x32 in (0, X32) for nr, arg in ((FSTATAT, 3), (STATX, 2))),
+    *((I386, nr, arg) for nr, arg in ((300, 3), (383, 2))),
+}
+AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, MAP_DENYWRITE = 0x100, 0x1000, 0x800
 MAP_SHARED_VALIDATE, MAP_FIXED = 3, 0x10
 
 # What classic BPF calls them.
-LOAD, AND, JUMP_IF_EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
+LOAD, JUMP_IF_EQUAL, JUMP_IF_SET, RETURN = 0x20, 0x15, 0x45, 0x06
 
 
 def program(requests):
@@ -39,8 +51,8 @@ def run(instructions, arch, nr, args=()):
         at += 1
         if code == LOAD:
             accumulator = struct.unpack_from("=I", data, k)[0]
-        elif code == AND:
-            accumulator &= k
+        elif code == JUMP_IF_SET:
+            at += then if accumulator & k else otherwise
         elif code == JUMP_IF_EQUAL:
             at += then if accumulator == k else otherwise
         else:
@@ -56,8 +68,9 @@ def instructions():
 @pytest.mark.parametrize("arch", [X86_64, I386, AARCH64, 0])
 def test_of_other_calls_no_argument_is_looked_at(instructions, arch):
     for nr in [*range(1024), *range(X32, X32 + 1024), -1]:
-        verdict, _ = run(instructions, arch, nr, [3, uapi.VFIO_GROUP_GET_DEVICE_FD, 1])
-        assert (verdict == USER_NOTIF) == ((arch, nr) in IOCTLS), (arch, nr)
+        args = [3, uapi.VFIO_GROUP_GET_DEVICE_FD, 1, mmap.MAP_ANONYMOUS]
+        verdict, _ = run(instructions, arch, nr, args)
+        assert (verdict == USER_NOTIF) == ((arch, nr) in IOCTLS | ALWAYS), (arch, nr)
 
 
 @pytest.mark.parametrize(("arch", "nr"), sorted(IOCTLS))
@@ -84,8 +97,8 @@ def test_other_arguments_do_not_matter(instructions):
 
 def test_other_calls_take_a_fixed_few_instructions(instructions):
     """Linux answers those that look at arch and nr alone from a bitmap, without running them."""
-    others = set(range(400)) - {READ, MMAP, 16}
-    assert {run(instructions, X86_64, nr)[1] for nr in others} == {13}
+    others = set(range(400)) - {READ, MMAP, LSEEK, FSTAT, FSTATAT, STATX, 16}
+    assert len({run(instructions, X86_64, nr)[1] for nr in others}) == 1
 
 
 def test_a_read_of_nothing_is_noticed(instructions):
@@ -101,12 +114,30 @@ def test_a_read_of_nothing_is_noticed(instructions):
         (MAP_SHARED_VALIDATE, USER_NOTIF),
         (mmap.MAP_SHARED | MAP_FIXED, USER_NOTIF),
         (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, ALLOW),
-        (mmap.MAP_PRIVATE, ALLOW),
+        (mmap.MAP_PRIVATE, USER_NOTIF),
+        (mmap.MAP_PRIVATE | MAP_DENYWRITE, ALLOW),  # as ld.so maps a library, and the rest of it
+        (mmap.MAP_PRIVATE | MAP_FIXED | MAP_DENYWRITE, ALLOW),
+        (mmap.MAP_PRIVATE | MAP_FIXED, ALLOW),
         (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, ALLOW),
+        (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, ALLOW),
     ],
 )
-def test_an_mmap_of_a_file_that_shares_it_is_noticed(instructions, flags, verdict):
+def test_an_mmap_of_a_file_is_noticed_unless_it_is_a_loaders(instructions, flags, verdict):
     assert run(instructions, X86_64, MMAP, [0, 4096, 3, flags, 3, 0])[0] == verdict
+
+
+@pytest.mark.parametrize(("arch", "nr", "argument"), sorted(WITH_FLAG))
+def test_attributes_are_noticed_where_a_descriptor_may_be_meant(instructions, arch, nr, argument):
+    for flags, verdict in [
+        (0, ALLOW),
+        (AT_SYMLINK_NOFOLLOW, ALLOW),
+        (AT_EMPTY_PATH, USER_NOTIF),
+        (AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, USER_NOTIF),
+        (0xFFFFFFFF, USER_NOTIF),
+    ]:
+        args = [3, 0x1000, 0, 0]
+        args[argument] = flags
+        assert run(instructions, arch, nr, args)[0] == verdict
 
 
 @pytest.mark.parametrize("n", [0, 1, 64])
