@@ -33,9 +33,12 @@ async def ioctl(file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes
             return await _iommufd_ioctl(file, reader, cmd)
         if file.table == "vfio":
             file.check_ioctl(cmd)
-            return await _vfio_ioctl(tables.VFIO_DEVICE, file, reader, cmd)
+            with file.awake():
+                return await _vfio_ioctl(tables.VFIO_DEVICE, file, reader, cmd)
         if file.table == "group":
             return await _vfio_ioctl(tables.VFIO_GROUP, file, reader, cmd)
+        if file.table == "migration":
+            return await _vfio_ioctl(tables.VFIO_MIGRATION, file, reader, cmd)
     except MemoryError as error:
         raise UapiError(errno.ENOMEM, str(error)) from error
     raise UapiError(errno.ENOTTY, f"{cmd:#x}: the file has no ioctls")

@@ -123,7 +123,10 @@ class FdReturner:
             # Cancelled, the thread is left to itself: nobody serves its open() any longer, which
             # ends with the mount.
             fd = await trio.to_thread.run_sync(
-                lib.iofs_transport_open, os.fsencode(path), abandon_on_cancel=True
+                lib.iofs_transport_open,
+                os.fsencode(path),
+                getattr(open_file, "access_mode", os.O_RDWR),
+                abandon_on_cancel=True,
             )
         finally:
             if fd < 0 and self._operations.withdraw(token, open_file):
@@ -177,7 +180,8 @@ class NotifiedCaller(Caller):
         except BaseException:
             open_file.release()
             raise
-        return ReservedFd(self, number, await self._returner.open(open_file))
+        flags = 0 if getattr(open_file, "stays_on_exec", False) else os.O_CLOEXEC
+        return ReservedFd(self, number, await self._returner.open(open_file), flags)
 
     def _lowest_free_fd(self) -> int:
         try:
@@ -196,21 +200,23 @@ class NotifiedCaller(Caller):
             line = next(line for line in file if line.startswith("Max open files"))
         return int(line.split()[3])
 
-    def add_fd(self, fd: int) -> int:
+    def add_fd(self, fd: int, flags: int) -> int:
         """Install a duplicate of a descriptor of ours; EMFILE, ENOENT: the caller is gone."""
-        return check(lib.iofs_notice_add_fd(self._listener, self._id, fd), "a descriptor")
+        return check(lib.iofs_notice_add_fd(self._listener, self._id, fd, flags), "a descriptor")
 
 
 class ReservedFd:
     """A descriptor that is about to become the caller's; closes what was not installed.
 
     number  which it will be, unless another thread of the client takes that one first
+    flags   O_CLOEXEC or 0
     """
 
-    def __init__(self, caller: NotifiedCaller, number: int, fd: int) -> None:
+    def __init__(self, caller: NotifiedCaller, number: int, fd: int, flags: int) -> None:
         self.number = number
         self._caller = caller
         self._fd = fd
+        self._flags = flags
 
     def __enter__(self) -> ReservedFd:
         return self
@@ -219,6 +225,6 @@ class ReservedFd:
         os.close(self._fd)
 
     def install(self) -> int:
-        """Give it to the caller, close-on-exec; the number that it has become. EMFILE, ENOENT."""
-        self.number = self._caller.add_fd(self._fd)
+        """Give it to the caller; the number that it has become. EMFILE, ENOENT."""
+        self.number = self._caller.add_fd(self._fd, self._flags)
         return self.number

@@ -20,3 +20,7 @@ MAX_IOEVENTFDS = 1000
 MAX_ACCESS_LENGTH = 16 << 20
 MAX_DIRTY_BITS = (16 << 20) * 8
 MAX_DMABUF_LENGTH = 512 * PAGE_SIZE
+# Of the state of a migrated device, kept until it is loaded: ours too.
+MAX_MIGRATION_LENGTH = 256 << 20
+MAX_DMA_LOG_RANGES = PAGE_SIZE // 16
+MAX_DMABUF_RANGES = 1 << 16

@@ -26,7 +26,7 @@ from iommufs.iommufd import (
     viommu,
 )
 from iommufs.iommufd.ctx import destroy
-from iommufs.vfio import bind, feature, group, ioeventfd, reset, set_irqs
+from iommufs.vfio import bind, feature, group, ioeventfd, migration_stream, reset, set_irqs
 from iommufs.vfio import info as vfio_info
 
 
@@ -192,5 +192,16 @@ VFIO_GROUP = by_number(
         Row(uapi.VFIO_GROUP_SET_CONTAINER, group.group_set_container),
         Row(uapi.VFIO_GROUP_UNSET_CONTAINER, group.group_unset_container),
         Row(uapi.VFIO_GROUP_GET_DEVICE_FD, group.group_get_device_fd),
+    ]
+)
+
+VFIO_MIGRATION = by_number(
+    [
+        argsz(
+            uapi.VFIO_MIG_GET_PRECOPY_INFO,
+            "vfio_precopy_info",
+            "dirty_bytes",
+            migration_stream.mig_get_precopy_info,
+        ),
     ]
 )

@@ -444,7 +444,7 @@ int iofs_transport_has_passthrough(void);
  * pyfuse3, so the thread that calls it must not be the one that serves.
  */
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
-int iofs_transport_open(const char *path);
+int iofs_transport_open(const char *path, int access_mode); /* O_RDWR, … */
 
 /* RELEASEs that arrived since the mount, and how many of them are answered. */
 void iofs_transport_releases(uint64_t *arrived, uint64_t *answered);
@@ -518,9 +518,9 @@ int iofs_notice_is_valid(int listener, uint64_t id);
 /* The three answers. ENOENT: the caller was killed. Continue: the kernel carries out the call. */
 int iofs_notice_continue(int listener, uint64_t id);
 int iofs_notice_answer(int listener, uint64_t id, int64_t result); /* or -errno */
-/* Install a duplicate of fd, close-on-exec, in the caller, whose ioctl is still to be answered:
- * its number there. EMFILE: its RLIMIT_NOFILE. */
-int iofs_notice_add_fd(int listener, uint64_t id, int fd);
+/* Install a duplicate of fd in the caller, whose ioctl is still to be answered: its number there.
+ * flags: O_CLOEXEC or 0. EMFILE: its RLIMIT_NOFILE. */
+int iofs_notice_add_fd(int listener, uint64_t id, int fd, int flags);
 
 /* How a node shall look: st_mode's type, the device's number; its owner as the caller sees it. */
 struct iofs_look {

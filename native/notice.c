@@ -74,8 +74,9 @@ int iofs_notice_answer(int listener, uint64_t id, int64_t result) {
   return respond(listener, &response);
 }
 
-int iofs_notice_add_fd(int listener, uint64_t id, int fd) {
-  struct seccomp_notif_addfd add = {.id = id, .srcfd = fd, .newfd_flags = O_CLOEXEC};
+int iofs_notice_add_fd(int listener, uint64_t id, int fd, int flags) {
+  struct seccomp_notif_addfd add = {
+      .id = id, .srcfd = (uint32_t)fd, .newfd_flags = (uint32_t)flags};
   int r;
 
   do

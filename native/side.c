@@ -28,7 +28,8 @@ enum { IDLE, ASKED, ANSWERED };
 
 struct question {
   enum { OPEN, IDENTIFY } what;
-  const char *path; /* to open; else: */
+  const char *path; /* to open, and how; else: */
+  int access_mode;
   int tid, fd;      /* whose descriptor is meant */
   dev_t device;
   uint64_t fh;
@@ -86,8 +87,8 @@ static int receive_fd(const struct side *side) {
   return fd;
 }
 
-static int open_and_send(const struct side *side, const char *path) {
-  int fd = open(path, O_RDWR | O_CLOEXEC);
+static int open_and_send(const struct side *side, const char *path, int access_mode) {
+  int fd = open(path, access_mode | O_CLOEXEC);
   if (fd < 0)
     return -errno;
   int r = send_fd(side, fd);
@@ -120,7 +121,7 @@ static int identify(int tid, int fd, dev_t device, uint64_t *fh) {
 
 static int answer(const struct side *side, struct question *question) {
   if (question->what == OPEN)
-    return open_and_send(side, question->path);
+    return open_and_send(side, question->path, question->access_mode);
   return identify(question->tid, question->fd, question->device, &question->fh);
 }
 
@@ -232,9 +233,9 @@ static int ask(struct side *side) {
   return r;
 }
 
-int iofs_transport_open(const char *path) {
+int iofs_transport_open(const char *path, int access_mode) {
   pthread_mutex_lock(&opener.busy);
-  opener.question = (struct question){.what = OPEN, .path = path};
+  opener.question = (struct question){.what = OPEN, .path = path, .access_mode = access_mode};
   int r = ask(&opener);
   if (!r)
     r = receive_fd(&opener);

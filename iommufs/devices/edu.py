@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
-from iommufs.vfio.model import Bar, Description, DmaError, Host, Model
+from iommufs.vfio.model import Bar, Description, DmaError, Host, Migration, Model
 
 IDENTIFICATION = 0x010000ED
 U64 = (1 << 64) - 1
@@ -44,6 +45,8 @@ STATUS_IRQ = 0x80
 COMMAND_RUN = 0x1
 COMMAND_TO_CLIENT = 0x2
 COMMAND_IRQ = 0x4
+
+SAVED = "<?9Q"  # the level of INTx, and every register that can be read
 
 FACTORIAL_IRQ = 0x001
 DMA_IRQ = 0x100
@@ -80,7 +83,8 @@ class Edu(Model):
     """
 
     options: ClassVar[Mapping[str, str]] = {
-        "dma_mask": "addresses of client memory are cut to these bits (default 0xfffffff)"
+        "dma_mask": "addresses of client memory are cut to these bits (default 0xfffffff)",
+        "migration": "clients can migrate it and log its DMA, unlike QEMU's (default false)",
     }
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
@@ -89,6 +93,10 @@ class Edu(Model):
         if type(mask) is not int or not 0 <= mask <= U64:
             raise ValueError(f"dma_mask must be an integer of at most 64 bits, not {mask!r}")
         self._dma_mask = mask
+        self._migrates = options.get("migration", False)
+        if type(self._migrates) is not bool:
+            raise ValueError(f"migration must be true or false, not {self._migrates!r}")
+        self._saved_buffer = b""  # as it went into a migration last
         # What can be read; the two write-only registers are not here.
         self._registers = {
             ID: IDENTIFICATION,
@@ -125,6 +133,8 @@ class Edu(Model):
             bars={0: Bar(size=BAR_SIZE, mappable=True)},
             intx=True,
             msi_vectors=1,
+            migration=Migration(pre_copy=True, p2p=True) if self._migrates else None,
+            dma_logging=self._migrates,
         )
 
     def open(self) -> None:
@@ -145,6 +155,43 @@ class Edu(Model):
         self._set(STATUS, self._registers[STATUS] & ~STATUS_COMPUTING)
         self._set(DMA_COMMAND, self._registers[DMA_COMMAND] & ~COMMAND_RUN)
         self.host.set_intx(False)
+
+    # -- migration --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        # What was under way is done again from its beginning.
+        if self._registers[STATUS] & STATUS_COMPUTING:
+            self.host.start(self._compute)
+        if self._registers[DMA_COMMAND] & COMMAND_RUN:
+            self.host.start(self._transfer)
+
+    def save_early(self, *, first: bool) -> bytes:
+        if not first and self._saved_buffer == self._buffer:
+            return b""
+        self._saved_buffer = bytes(self._buffer)
+        return self._saved_buffer
+
+    def load_early(self, data: bytes) -> None:
+        if len(data) != BUFFER_SIZE:
+            raise ValueError(f"a buffer of {len(data)} bytes")
+        self._buffer[:] = data
+
+    def save(self, *, after_early: bool) -> bytes:
+        level = bool(self._registers[IRQ_STATUS]) and not self.host.msi_enabled()
+        registers = struct.pack(SAVED, level, *self._registers.values())
+        known = after_early and self._saved_buffer == self._buffer
+        return registers + (b"" if known else bytes(self._buffer))
+
+    def load(self, data: bytes) -> None:
+        size = struct.calcsize(SAVED)
+        if len(data) not in (size, size + BUFFER_SIZE):
+            raise ValueError(f"{len(data)} bytes")
+        level, *values = struct.unpack_from(SAVED, data)
+        if len(data) > size:
+            self._buffer[:] = data[size:]
+        for register, value in zip(self._registers, values, strict=True):
+            self._set(register, value & ONES[width(register)])
+        self.host.set_intx(level)
 
     # -- registers --------------------------------------------------------------------------------
 

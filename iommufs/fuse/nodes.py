@@ -70,12 +70,14 @@ class DeviceNode:
     open        (flags of open(2)) -> the open file that answers ioctl, read, write, poll, close;
                 UapiError is the errno
     backing_fd  what an mmap() of an open file of this node maps; None: nothing
+    size        what stat() says of one without
     """
 
     mode: int
     rdev: tuple[int, int]
     open: Callable[[int], Any]
     backing_fd: int | None = None
+    size: int = 0
 
 
 Node = Dir | Link | TextFile | BinaryFile | DeviceNode

@@ -177,7 +177,9 @@ class Operations(pyfuse3.Operations):
         self._published[token] = open_file
         backing = getattr(open_file, "backing_fd", None)
         if backing is None:
-            node = DeviceNode(READ_WRITE, (0, 0), functools.partial(self._take, token))
+            take = functools.partial(self._take, token)
+            size = getattr(open_file, "length", 0)
+            node = DeviceNode(READ_WRITE, (0, 0), take, size=size)
             self._anonymous.entries[token] = node
             return f"{ANONYMOUS}/{token}"
         # One node that stays: the kernel is told of a backing once, and its mappings are one.
@@ -242,6 +244,7 @@ class Operations(pyfuse3.Operations):
                 is_look = number & LOOK
                 entry.st_mode = (stat.S_IFCHR if is_look else stat.S_IFREG) | node.mode
                 entry.st_rdev = os.makedev(*node.rdev)
+                entry.st_size = 0 if is_look else node.size
                 if node.backing_fd is not None and not is_look:
                     # Programs that ask how much of a regular file they may map get an answer.
                     entry.st_size = os.fstat(node.backing_fd).st_size

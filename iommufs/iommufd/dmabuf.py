@@ -1,11 +1,13 @@
 """Stand-ins for dma-bufs: memory of a device that a client can map by descriptor, for DMA.
 
 The exporter may withdraw the memory: then DMA does not reach what was mapped of it, now and later.
+Exporters are a test operation (below) and the BARs of VFIO devices (vfio/bar_dmabuf.py).
 """
 
 import errno
 import itertools
 import os
+import select
 from typing import Any
 
 from iommufs._native import lib
@@ -17,23 +19,27 @@ from iommufs.limits import MAX_DMABUF_LENGTH, PAGE_SIZE
 from iommufs.ucmd import Ucmd
 
 _names = itertools.count(1)
+_open: set["Dmabuf"] = set()
 
 
 class Dmabuf:
     """The open file of a dma-buf. Its memory lives on in what is mapped of it.
 
-    memory_fd  a memory file of ours
+    memory_fd  a memory file of ours, and `base`, where in it the dma-buf begins; -1: it is closed
     name       what the native core knows it by
+    n_ranges   iommufd maps only what is in one piece
     """
 
     table = None
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, memory_fd: int, base: int = 0) -> None:
         self.name = next(_names)
         self.length = length
+        self.n_ranges = 1
         self.revoked = False
-        self.memory_fd = os.memfd_create("dmabuf", os.MFD_CLOEXEC)
-        os.ftruncate(self.memory_fd, length)
+        self.memory_fd = memory_fd
+        self.base = base
+        _open.add(self)
 
     def revoke(self) -> None:
         """Withdraw the memory from all devices."""
@@ -52,20 +58,24 @@ class Dmabuf:
     async def write(self, offset: int, data: bytes) -> int:
         raise UapiError(errno.EINVAL, "a dma-buf is not written")
 
+    def check_mmap(self, caller: Caller, fd: int, length: int, prot: int, offset: int) -> None:
+        raise UapiError(errno.EINVAL, "its exporter maps it to nobody")
+
     def poll(self) -> int:
-        return 0
+        return select.POLLIN | select.POLLOUT
 
     def release(self) -> None:
         """May be called twice: by who made a file that the client never got, and by its close."""
         if self.memory_fd >= 0:
             os.close(self.memory_fd)
             self.memory_fd = -1
+            _open.discard(self)
 
 
 def find_dmabuf(ctx: Any, caller: Caller, fd: int) -> Dmabuf | None:
     """The dma-buf behind a client's descriptor, None if it is no such thing; EBADF."""
-    # Only test operations make them: elsewhere there is nothing to look up.
-    file = ctx.files.resolve(caller, fd) if ctx.test_ops is not None else None
+    # Nearly always there is none at all, and nothing to look up.
+    file = ctx.files.resolve(caller, fd) if _open and ctx.files is not None else None
     return file if isinstance(file, Dmabuf) and file.memory_fd >= 0 else None
 
 
@@ -80,7 +90,9 @@ async def dmabuf_get(ucmd: Ucmd) -> int:
     length = -(-ucmd.cmd.dmabuf_get.length // PAGE_SIZE) * PAGE_SIZE
     if not 0 < length <= MAX_DMABUF_LENGTH:
         raise UapiError(errno.EINVAL, f"{length} bytes")
-    return await ucmd.install_fd(Dmabuf(length))
+    memory_fd = os.memfd_create("dmabuf", os.MFD_CLOEXEC)
+    os.ftruncate(memory_fd, length)
+    return await ucmd.install_fd(Dmabuf(length, memory_fd))
 
 
 def dmabuf_revoke(ucmd: Ucmd) -> None:

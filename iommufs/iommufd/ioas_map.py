@@ -81,6 +81,7 @@ async def ioas_map_file(ucmd: Ucmd) -> None:
             iova               as in IOAS_MAP
     Errors: as IOAS_MAP, and  EBADF  the file is not open
             of a dma-buf: EINVAL  it is shorter     ENODEV  it is revoked
+                          EOPNOTSUPP  it has more than one range
     After:  the mapping holds the file; the fd may be closed.
     Source: iommufd_ioas_map_file()
     """
@@ -121,8 +122,11 @@ def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) ->
         raise UapiError(errno.EINVAL, f"a dma-buf of {dmabuf.length} bytes")
     if dmabuf.revoked:
         raise UapiError(errno.ENODEV, "the dma-buf is revoked")
+    if dmabuf.n_ranges != 1:
+        raise UapiError(errno.EOPNOTSUPP, f"a dma-buf of {dmabuf.n_ranges} ranges")
     mm, _ = ucmd.file.source(ucmd.caller)
-    source = mm, dmabuf.memory_fd, dmabuf.name, cmd.start, cmd.length
+    start = dmabuf.base + cmd.start
+    source = mm, dmabuf.memory_fd, dmabuf.name, start, cmd.length
     result = lib.iofs_iopt_map_dmabuf(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
     check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a dma-buf")
 

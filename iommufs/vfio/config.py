@@ -78,11 +78,14 @@ class Header(Stretch):
     """The first 64 bytes: COMMAND is followed, BARs can be sized, the rest kept or dropped."""
 
     def write(self, at: int, size: int, value: int) -> None:
+        if at == COMMAND and not value & COMMAND_MEMORY:
+            self.config.function.lose_memory()
         super().write(at, size, value)
         if at == COMMAND:
             decode = COMMAND_IO | COMMAND_MEMORY
             kept = self.config.get(COMMAND, 2) & ~decode
             self.config.put(COMMAND, 2, kept | value & decode)
+            self.config.function.regain_memory()
         if COMMAND <= at <= COMMAND + 1:
             self._follow_intx_disable()
         if BAR0 <= at < BAR0 + 4 * N_BARS or ROM_BAR <= at < ROM_BAR + 4:
@@ -119,7 +122,11 @@ class PowerManagement(Stretch):
     def write(self, at: int, size: int, value: int) -> None:
         super().write(at, size, value)
         if at == self.offset + perms.PM_CONTROL:
-            self.config.function.set_power(value & perms.PM_STATE)
+            function, state = self.config.function, value & perms.PM_STATE
+            if state == D3HOT:
+                function.lose_memory()
+            function.set_power(state)
+            function.regain_memory()
 
 
 class Msi(Stretch):

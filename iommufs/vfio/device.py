@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import select
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import trio
@@ -28,12 +29,15 @@ from iommufs.iommufd.vfio_compat import compat_ioas
 from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import info
+from iommufs.vfio.bar_dmabuf import BarDmabufs
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
-from iommufs.vfio.eventfd import EventFd
+from iommufs.vfio.dma_log import DmaLog
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.irqs import Irqs
+from iommufs.vfio.low_power import LowPower
+from iommufs.vfio.migration import DeviceMigration
 from iommufs.vfio.regions import CONFIG, OFFSET_MASK, Regions
 
 # A model is asked for this many bytes of a BAR, then others get their turn.
@@ -64,8 +68,12 @@ class DevSet:
 
     def reset(self) -> None:
         """The reset itself, of every function; what clients wrote to config space stays."""
-        for device in self.devices.values():
-            device.function.reset_function()
+        with ExitStack() as stack:
+            for device in self.devices.values():
+                if device.bound:
+                    stack.enter_context(device.bound.awake())
+            for device in self.devices.values():
+                device.function.reset_function()
         self.needs_reset = False
 
     def closed(self, device: VfioDevice) -> None:
@@ -161,8 +169,7 @@ class DeviceFile:
         self.config: ConfigSpace
         self.regions: Regions
         self.ioeventfds: dict[tuple[int, int, int, int], Any] = {}
-        self.low_power = False
-        self.wakeup: EventFd | None = None
+        self.low_power: LowPower | None = None
 
     # ---- the open file
 
@@ -181,6 +188,10 @@ class DeviceFile:
         if self.by_group and number in _ONLY_CDEV:
             raise UapiError(errno.ENOTTY, "the file came from a group")
 
+    def awake(self) -> AbstractContextManager[None]:
+        """For the time of a call: a device that the client lets sleep is awake."""
+        return self.low_power.awake() if self.low_power is not None else nullcontext()
+
     def _check_granted(self) -> None:
         if not self.granted:
             raise UapiError(errno.EINVAL, "the device is not bound through this file")
@@ -193,26 +204,32 @@ class DeviceFile:
     async def read(self, offset: int, size: int) -> bytes:
         """Read a region; EINVAL, EFAULT, EIO."""
         self._check_granted()
-        if offset >> OFFSET_SHIFT == CONFIG:
-            return self.regions.read(offset, size) if size else b""
-        data = bytearray()
-        for at, turn in self._turns(offset, size):
-            if data:
-                await trio.lowlevel.checkpoint()
-            data += self.regions.read(at, turn)
-        return bytes(data)
+        if offset >> OFFSET_SHIFT == CONFIG and not size:
+            return b""
+        with self.awake():
+            if offset >> OFFSET_SHIFT == CONFIG:
+                return self.regions.read(offset, size)
+            data = bytearray()
+            for at, turn in self._turns(offset, size):
+                if data:
+                    await trio.lowlevel.checkpoint()
+                data += self.regions.read(at, turn)
+            return bytes(data)
 
     async def write(self, offset: int, data: bytes) -> int:
         """Write a region; EINVAL, EFAULT, EIO."""
         self._check_granted()
-        if offset >> OFFSET_SHIFT == CONFIG:
-            return self.regions.write(offset, data) if data else 0
-        done = 0
-        for at, turn in self._turns(offset, len(data)):
-            if done:
-                await trio.lowlevel.checkpoint()
-            done += self.regions.write(at, data[done : done + turn])
-        return done
+        if offset >> OFFSET_SHIFT == CONFIG and not data:
+            return 0
+        with self.awake():
+            if offset >> OFFSET_SHIFT == CONFIG:
+                return self.regions.write(offset, data)
+            done = 0
+            for at, turn in self._turns(offset, len(data)):
+                if done:
+                    await trio.lowlevel.checkpoint()
+                done += self.regions.write(at, data[done : done + turn])
+            return done
 
     def _turns(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
         """Cut an access into parts (offset, size), between which others get their turn.
@@ -265,21 +282,47 @@ class DeviceFile:
         self.function.irqs = self.irqs
         self.function.config = self.config
         self.function.iommu_device = self.iommu_device
+        self._offer_features()
         self.device.bound = self
 
     def grant(self) -> None:
         """The client knows that the device is its own."""
         self.granted = True
-        info.publish(self.fast, self)
+        self._publish(True)
+
+    def _publish(self, answers: bool) -> None:
+        """Let readers of the transport answer for this file, or not."""
+        if answers:
+            info.publish(self.fast, self)
+        else:
+            self.fast.withdraw()
+
+    def _offer_features(self) -> None:
+        function, description = self.function, self.function.description
+        self.low_power = function.low_power = LowPower(function, self._publish)
+        function.dmabufs = BarDmabufs()
+        if description.migration:
+            function.migration = DeviceMigration(function)
+        if description.dma_logging:
+            function.dma_log = DmaLog()
+
+    def _end_features(self) -> None:
+        function = self.function
+        self.low_power.leave()
+        function.dmabufs.close()
+        if function.migration:
+            function.migration.close()
+        function.low_power = function.dmabufs = function.migration = function.dma_log = None
+        self.low_power = None
 
     def unbind(self) -> None:
         """Undo bind(), and all that was done since."""
         self.granted = False
+        self._end_features()
         self.fast.withdraw()
         for ioeventfd in self.ioeventfds.values():
             ioeventfd.close()
         self.ioeventfds.clear()
-        self.exit_low_power()
         self.function.close()
         self.irqs.release()
         self.function.irqs = self.function.config = self.function.iommu_device = None
@@ -287,16 +330,3 @@ class DeviceFile:
         self.iommu_device = None
         self.device.bound = None
         self.device.dev_set.closed(self.device)
-
-    def enter_low_power(self, wakeup: EventFd | None) -> None:
-        """EINVAL if it is there already."""
-        if self.low_power:
-            if wakeup:
-                wakeup.close()
-            raise UapiError(errno.EINVAL, "in low power already")
-        self.low_power, self.wakeup = True, wakeup
-
-    def exit_low_power(self) -> None:
-        if self.wakeup:
-            self.wakeup.close()
-        self.low_power, self.wakeup = False, None

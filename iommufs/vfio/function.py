@@ -1,7 +1,8 @@
 """One PCI function: a model, the registers around it, its power, its way to memory and interrupts.
 
 It lives as long as the machine. While a client has it open, `irqs` and `config` are the client's
-view of it, and `iommu_device` is what its DMA goes through.
+view of it, `iommu_device` is what its DMA goes through, and `migration`, `dma_log`, `low_power`,
+`dmabufs` are what the client has asked for by VFIO_DEVICE_FEATURE.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class PciFunction:
         self.irqs: irqs.Irqs | None = None
         self.config: ConfigSpace | None = None
         self.iommu_device: Any = None
+        self.migration: Any = None  # DeviceMigration
+        self.dma_log: Any = None  # DmaLog
+        self.low_power: Any = None  # LowPower
+        self.dmabufs: Any = None  # BarDmabufs
         self._capabilities = {cap.id: cap for cap in self.raw.owned if not cap.extended}
 
     # ---- life with a client
@@ -88,7 +93,7 @@ class PciFunction:
     def open(self) -> None:
         """A client has bound the device: it starts from a defined state."""
         self.reset()
-        self._guard("open", self.model.open)
+        self.guard("open", self.model.open)
 
     def close(self) -> None:
         """The client is gone: no DMA, no task, no interrupt of its time is left."""
@@ -96,7 +101,7 @@ class PciFunction:
         self.host.cancel_tasks()
         self.bars.forget_watches()
         with contextlib.suppress(UapiError):  # reported; there is no client left to tell
-            self._guard("close", self.model.close)
+            self.guard("close", self.model.close)
         with contextlib.suppress(UapiError):
             self.reset()
         self.refused.sum_up()
@@ -117,6 +122,7 @@ class PciFunction:
 
     def reset_function(self) -> None:
         """A reset that the client asked for; its config space is restored after it."""
+        self.lose_memory()
         if self.power == D3HOT:
             self.set_power(0)
         self.power = 0
@@ -125,12 +131,15 @@ class PciFunction:
             self.raw.set_bits(at, 8, (1 << 64) - 1, False)
         self.counters["resets"] += 1
         self.reset_model()
+        if self.migration is not None:
+            self.migration.reset()
+        self.regain_memory()
 
     def reset_model(self) -> None:
         """The inside of the function back to power-on state."""
         self.host.cancel_tasks()
         self.set_intx(False)
-        self._guard("reset", self.model.reset)
+        self.guard("reset", self.model.reset)
 
     # ---- power
 
@@ -164,7 +173,38 @@ class PciFunction:
         if forgets:
             self.reset_model()
 
+    def sleep(self) -> None:
+        """Nobody uses it, and its client lets it sleep (vfio_pci_core_runtime_suspend())."""
+        self.set_power_if_it_can(0)
+        self.irqs.hold_intx(True)
+        self.set_power_if_it_can(D3HOT)
+
+    def wake_up(self) -> None:
+        self.set_power_if_it_can(0)
+        self.irqs.hold_intx(False)
+
+    def set_power_if_it_can(self, state: int) -> None:
+        if caps.PM in self._capabilities:
+            self.set_power(state)
+
+    # ---- memory that clients reach
+
+    def lose_memory(self) -> None:
+        """Before its BARs cannot be reached any more."""
+        if self.dmabufs is not None:
+            self.dmabufs.withdraw()
+
+    def regain_memory(self) -> None:
+        """Its BARs can be reached again, if memory decoding is on."""
+        if self.dmabufs is not None and self.config is not None and self.config.memory_enabled:
+            self.dmabufs.restore()
+
     # ---- registers
+
+    def bar_address(self, index: int) -> int:
+        """Where the firmware has put a memory BAR."""
+        width = 8 if self.description.bars[index].bits64 else 4
+        return self.raw.read(image.BAR0 + 4 * index, width) & ~0xF
 
     @property
     def bus_master(self) -> bool:
@@ -174,7 +214,7 @@ class PciFunction:
     def io_enabled(self) -> bool:
         return bool(self.raw.read(COMMAND, 2) & COMMAND_IO)
 
-    def _guard(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+    def guard(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
         """Call the model; what goes wrong in it is its device's trouble: EIO."""
         try:
             return call(*args)
@@ -185,15 +225,15 @@ class PciFunction:
 
     def read_bar(self, index: int, offset: int, size: int) -> int:
         """One access of a BAR; EIO if the model fails."""
-        value = self._guard("read", self.model.read, index, offset, size)
+        value = self.guard("read", self.model.read, index, offset, size)
         return value & (1 << 8 * size) - 1
 
     def write_bar(self, index: int, offset: int, size: int, value: int) -> None:
-        self._guard("write", self.model.write, index, offset, size, value)
+        self.guard("write", self.model.write, index, offset, size, value)
 
     def store_bar(self, index: int, stores: list[tuple[int, int, int]]) -> None:
         """Stores of a client to a mapped BAR: (offset, size, value) of those seen together."""
-        self._guard("stores", self.model.stores, index, stores)
+        self.guard("stores", self.model.stores, index, stores)
 
     def watch_bar(self, index: int, offset: int, size: int) -> None:
         """Have store_bar() called for stores of clients to a word of a mapped BAR."""

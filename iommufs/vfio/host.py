@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 
 from iommufs import jobs
 from iommufs._native import ffi, lib
+from iommufs.vfio.dma_gate import DmaGate
 from iommufs.vfio.model import DmaError
 from iommufs.vfio.refused import REASONS, is_said
 
@@ -22,6 +23,7 @@ class FunctionHost:
     def __init__(self, function: Any) -> None:
         self._function = function
         self._cancels: set[Callable[[], None]] = set()
+        self._gate = DmaGate()
 
     # ---- DMA
 
@@ -39,6 +41,10 @@ class FunctionHost:
 
     async def _dma(self, iova: int, data: Any, length: int) -> Any:
         """A finished job without a fault, to be freed by the caller; DmaError."""
+        async with self._gate:
+            return await self._dma_now(iova, data, length)
+
+    async def _dma_now(self, iova: int, data: Any, length: int) -> Any:
         access = "read" if data == ffi.NULL else "write"
         domain, why = self._domain()
         if not domain:
@@ -52,13 +58,22 @@ class FunctionHost:
             lib.iofs_job_free(job)
             raise self._refused(bad, length, access, reason)
         self._function.counters["dma_bytes"] += length
+        if access == "write":
+            self._log([(iova, length)])
         return job
+
+    def _log(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Note what was written, for a client that logs DMA."""
+        if self._function.dma_log is not None:
+            for iova, length in spans:
+                self._function.dma_log.wrote(iova, length)
 
     async def dma_read_spans(self, spans: Sequence[tuple[int, int]]) -> list[bytes | DmaError]:
         """Many reads at once; refusals are in the list."""
         lengths = [length for _, length in spans]
         flat = [number for span in spans for number in span]
-        job = await self._dma_spans(flat, ffi.NULL, sum(lengths))
+        async with self._gate:
+            job = await self._dma_spans(flat, ffi.NULL, sum(lengths))
         if not isinstance(job, DmaError):
             try:
                 data = bytes(ffi.buffer(lib.iofs_job_data(job), sum(lengths)))
@@ -76,13 +91,18 @@ class FunctionHost:
 
     async def dma_write_spans(self, spans: Sequence[tuple[int, bytes]]) -> list[DmaError]:
         """Many writes at once, in this order; the refusals."""
-        lengths = [len(data) for _, data in spans]
-        flat = [number for iova, data in spans for number in (iova, len(data))]
-        job = await self._dma_spans(flat, b"".join([data for _, data in spans]), sum(lengths))
+        written = [(iova, len(data)) for iova, data in spans]
+        lengths = [length for _, length in written]
+        flat = [number for span in written for number in span]
+        data = b"".join([data for _, data in spans])
+        async with self._gate:
+            job = await self._dma_spans(flat, data, sum(lengths))
         if isinstance(job, DmaError):
             return [job]
         try:
-            return [error for _, error in self._span_errors(job, lengths, "write")]
+            errors = dict(self._span_errors(job, lengths, "write"))
+            self._log((iova, n) for i, (iova, n) in enumerate(written) if i not in errors)
+            return list(errors.values())
         finally:
             lib.iofs_job_free(job)
 
@@ -152,10 +172,29 @@ class FunctionHost:
         """Have Model.write called for stores of clients to this word."""
         self._function.watch_bar(region, offset, size)
 
+    def wake(self) -> None:
+        """Ask for power."""
+        if self._function.low_power is not None:
+            self._function.low_power.wake()
+
     # ---- background work
 
+    async def pause(self) -> None:
+        """Wait for DMA under way and let none begin; then end tasks and start none until resume().
+
+        Cancelled, it is undone.
+        """
+        await self._gate.close()
+        self.cancel_tasks()
+
+    def resume(self) -> None:
+        """Undo pause(), done or not."""
+        self._gate.open()
+
     def start(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Run an async function until it returns, or reset or close cancels it."""
+        """Run an async function until it returns, or reset, close or a pause cancels it."""
+        if self._gate.paused:
+            return
 
         async def run() -> None:
             try:

@@ -44,6 +44,7 @@ class Irqs:
         self._publish = publish
         self.kind: int | None = None
         self.masked = False
+        self.held = False  # masked by us, in low power
         self.disabled = False  # by the client's INTx disable bit
         self.msi_size_lg2 = 0
         self._trigger: EventFd | None = None
@@ -117,6 +118,14 @@ class Irqs:
                 self.signal_intx()
             else:
                 self.masked = False
+
+    def hold_intx(self, held: bool) -> None:
+        """Asleep, the device has its line masked, unless the client has done so already."""
+        if held and self.kind == INTX and not self.masked:
+            self.held = self.masked = True
+        elif not held and self.held:
+            self.held = False
+            self.unmask()
 
     def set_disabled(self, disabled: bool) -> None:
         """The client wrote the INTx disable bit: masks while set, unmasks when cleared."""

@@ -70,6 +70,18 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """What a model that can be migrated can do besides being stopped, saved and loaded.
+
+    pre_copy  it has something to save while it works (Model.save_early)
+    p2p       stopped, it still answers its registers while its peers work
+    """
+
+    pre_copy: bool = False
+    p2p: bool = False
+
+
+@dataclass(frozen=True)
 class Description:
     """What a function is. Ids are those of PCI config space.
 
@@ -77,6 +89,8 @@ class Description:
              offset 0, 256 or 4096 bytes long; empty: made from the fields alone
     writable config dwords (by offset) and the bits of them that the function lets be written,
              where that is not what the capability there would make one expect
+    migration  it has stop, run, save and load; None: it cannot be migrated
+    dma_logging  clients may ask which pages its DMA has written
     """
 
     vendor: int
@@ -94,6 +108,8 @@ class Description:
     msix_pba: tuple[int, int] = (0, 0)
     config: bytes = b""
     writable: Mapping[int, int] = field(default_factory=dict)
+    migration: Migration | None = None
+    dma_logging: bool = False
 
 
 class Host(Protocol):
@@ -139,7 +155,13 @@ class Host(Protocol):
         """
 
     def start(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Run an async function beside the model until it returns, or reset or close cancels it."""
+        """Run an async function beside the model until it returns, or reset or close cancels it.
+
+        A migration that stops the device cancels it too; what a stopped device is given is not run.
+        """
+
+    def wake(self) -> None:
+        """Ask for power (PME): a client that let the device sleep with an eventfd is told."""
 
     def report(self, event: str, **details: Any) -> None:
         """Say something about this device in the log."""
@@ -184,6 +206,42 @@ class Model:
 
     def reset(self) -> None:
         """Back to power-on state; tasks are cancelled before it is called."""
+
+    # ---- migration, for those whose description has it
+
+    def stop(self) -> None:
+        """Stand still: no DMA, no interrupt until run(). Tasks are cancelled before it is called.
+
+        No DMA is under way. Registers may still be written: what they start waits for run().
+        """
+
+    def run(self) -> None:
+        """Go on: begin anew what stop() interrupted, and what the registers say is to be done."""
+
+    def save(self, *, after_early: bool) -> bytes:
+        """All that makes the device what it is, but for its config space; it is stopped.
+
+        after_early  what save_early() gave comes before it, and may be left out here
+        """
+        raise NotImplementedError
+
+    def load(self, data: bytes) -> None:
+        """Become what was saved; the device is stopped. ValueError, nothing changed: refused."""
+        raise NotImplementedError
+
+    def save_early(self, *, first: bool) -> bytes:
+        """While the device works: what can be saved already, later what of that has changed.
+
+        first  a migration begins: nothing is saved yet
+        Empty: nothing for now.
+        """
+        return b""
+
+    def load_early(self, data: bytes) -> None:
+        """What save_early() gave, in the same order, before load(). ValueError: refused."""
+        raise ValueError("it saves nothing early")
+
+    # ---- devices without an IOMMU
 
     def dma_unmap(self, iova: int, length: int) -> None:
         """Let go of pins in this range (devices without an IOMMU only)."""

@@ -61,35 +61,6 @@ async def test_what_is_refused(vfio, flags, fields, errno):
         await feature(vfio, df, flags, **fields)
 
 
-async def test_low_power_is_entered_once_and_left_any_number_of_times(vfio):
-    df = await vfio.bound(NVME)
-    await feature(vfio, df, SET | ENTRY)
-    with refused("EINVAL"):
-        await feature(vfio, df, SET | ENTRY)
-    for _ in range(2):
-        await feature(vfio, df, SET | EXIT)
-    await feature(vfio, df, SET | ENTRY)
-
-
-@pytest.mark.parametrize(("fd", "errno"), [(-1, "EINVAL"), (9999, "EBADF")])
-async def test_the_wakeup_eventfd_must_be_one(vfio, fd, errno):
-    df = await vfio.bound(NVME)
-    with refused(errno):
-        await feature(vfio, df, SET | WAKEUP, fd.to_bytes(4, "little", signed=True) + bytes(4))
-    assert not df.low_power
-
-
-async def test_the_wakeup_eventfd_goes_with_the_device(vfio):
-    df = await vfio.bound(NVME)
-    e = vfio.eventfd()
-    before = len(os.listdir("/proc/self/fd"))
-    await feature(vfio, df, SET | WAKEUP, e.to_bytes(4, "little") + b"\7\0\0\0")
-    with refused("EINVAL"):
-        await feature(vfio, df, SET | WAKEUP, e.to_bytes(4, "little") + bytes(4))
-    vfio.close(df)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
 async def test_the_token_is_for_functions_that_can_have_virtual_ones(vfio):
     df = await vfio.bound(IGB)
     token = bytes(range(16))
@@ -97,39 +68,6 @@ async def test_the_token_is_for_functions_that_can_have_virtual_ones(vfio):
     assert df.device.vf_token == token
     with refused("EINVAL"):
         await feature(vfio, df, SET, token[:15])
-
-
-def dma_buf(region, *ranges, flags=0):
-    fields = [region, 0, flags, len(ranges)]
-    data = b"".join(field.to_bytes(4, "little") for field in fields)
-    return data + b"".join(word.to_bytes(8, "little") for pair in ranges for word in pair)
-
-
-@pytest.mark.parametrize(
-    ("data", "errno"),
-    [
-        (dma_buf(0), "EINVAL"),
-        (dma_buf(0, (0, 4096), flags=1), "EINVAL"),
-        (dma_buf(1, (0, 4096)), "ENODEV"),
-        (dma_buf(6, (0, 4096)), "ENODEV"),
-        (dma_buf(0, (0, 0)), "EINVAL"),
-        (dma_buf(0, (0, 4095)), "EINVAL"),
-        (dma_buf(0, (1, 4096)), "EINVAL"),
-        (dma_buf(0, (0x4000, 4096)), "EINVAL"),
-        (dma_buf(0, (2**64 - 4096, 8192)), "EOVERFLOW"),
-    ],
-)
-async def test_ranges_of_a_dma_buf_are_checked(vfio, data, errno):
-    df = await vfio.bound(NVME)
-    with refused(errno):
-        await feature(vfio, df, GET | DMA_BUF, data)
-
-
-@pytest.mark.logs("cannot be exported")
-async def test_a_dma_buf_cannot_be_given_to_the_client(vfio):
-    df = await vfio.bound(NVME)
-    with refused("EOPNOTSUPP"):
-        await feature(vfio, df, GET | DMA_BUF, dma_buf(0, (0, 4096)))
 
 
 # ---- IOEVENTFD

@@ -131,7 +131,7 @@ class VfioClient:
 
     def iommufd(self):
         """A context and the fd that stands for it."""
-        ctx = Ctx()
+        ctx = Ctx(files=self.files)
         self.ctxs.append(ctx)
         return ctx, self.fd(self.files.stand_in(ctx))
 

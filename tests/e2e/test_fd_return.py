@@ -265,7 +265,8 @@ assert lib.iofs_transport_mount(os.fsencode(sys.argv[1])) == 0
 results = []
 path = os.path.join(sys.argv[1], "anything").encode()
 threads = [
-    threading.Thread(target=lambda: results.append(lib.iofs_transport_open(path))) for _ in "ab"
+    threading.Thread(target=lambda: results.append(lib.iofs_transport_open(path, os.O_RDWR)))
+    for _ in "ab"
 ]
 for thread in threads:
     thread.start()

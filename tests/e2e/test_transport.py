@@ -423,11 +423,11 @@ async def test_a_published_file_opens_once_and_is_the_very_one(mounted):
     operations = mounted.machine.operations
     made = File(mounted.machine)
     path = os.fsencode(f"{mounted.path}/{operations.publish('token', made)}")
-    fd = await trio.to_thread.run_sync(lib.iofs_transport_open, path)
+    fd = await trio.to_thread.run_sync(lib.iofs_transport_open, path, os.O_RDWR)
     assert fd >= 0
     here = Caller(threading.get_native_id())
     assert mounted.machine.files.resolve(here, fd) is made
-    assert await trio.to_thread.run_sync(lib.iofs_transport_open, path) == -errno.ENOENT
+    assert await trio.to_thread.run_sync(lib.iofs_transport_open, path, os.O_RDWR) == -errno.ENOENT
     os.close(fd)  # the transport answers FLUSH; were it us, this would hang
     await mounted.machine.closed()
 
@@ -464,7 +464,7 @@ root = Dir()
 place(root, "a", DeviceNode(0o600, (10, 1), never))
 path = sys.argv[1]
 def open_it():
-    lib.iofs_transport_open(os.fsencode(path + "/a"))
+    lib.iofs_transport_open(os.fsencode(path + "/a"), os.O_RDWR)
 def ready():
     threading.Thread(target=open_it).start()
 trio.run(lambda: server.serve(root, OpenFiles(), path, ready=ready))

@@ -128,7 +128,7 @@ FAULTS = {
     ),
     "an option nobody knows": (
         EDU + "options = { mask = 1 }",
-        "function[0]: options.mask: no option of edu; there is: dma_mask",
+        "function[0]: options.mask: no option of edu; there is: dma_mask, migration",
     ),
     "an option of the wrong type": (
         EDU + 'options = { dma_mask = "x" }',
