@@ -7,7 +7,6 @@ run(), beside the server.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -16,7 +15,7 @@ import trio
 from iommufs import device_options, fast, sysfs
 from iommufs.devices import MODELS
 from iommufs.files import OpenFiles
-from iommufs.fuse.nodes import DeviceNode, Dir, Link, place, walk
+from iommufs.fuse.nodes import DeviceNode, Dir, Link, lookup, place, remove
 from iommufs.iommu.amd import Amd
 from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
@@ -24,12 +23,15 @@ from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.ctx import statistics as iommufd_statistics
 from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
 from iommufs.iommufd.mmap import Arena
+from iommufs.pci_bus import HostDriver, HostFunction, PciBus, PciDev, PciId
+from iommufs.pci_sriov import VirtualFunctions
 from iommufs.topology import Function, Topology, TopologyError
-from iommufs.vfio import refused, reset, watch
-from iommufs.vfio.device import DevSet, VfioDevice
+from iommufs.vfio import refused, reset, sriov, watch
+from iommufs.vfio.device import VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.model import Host, Model
+from iommufs.vfio_pci import VfioPci
 
 log = structlog.get_logger(__name__)
 
@@ -42,15 +44,6 @@ CDEV_MAJOR = 251
 GROUP_MAJOR = 252
 
 
-@dataclass(frozen=True)
-class HostFunction:
-    """A function that belongs to the machine's own drivers: no client ever reaches it."""
-
-    address: str
-    iommu: Iommu
-    group: IommuGroup
-
-
 def load(path: str | None, devices: Sequence[str] = ()) -> Machine:
     """The machine of device_options.topology(); TopologyError."""
     return Machine(device_options.topology(path, devices))
@@ -61,10 +54,8 @@ class Machine:
 
     root       what to serve
     files      what is open of it
-    functions  by address
-    devices    those with a cdev, in the order of their numbers
-    groups     all IOMMU groups by number; `vfio_groups`: those with devices, in the order of their
-               minor numbers
+    bus        the functions that Linux has found, and their drivers
+    vfio_pci   the driver that gives them to clients
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -74,25 +65,63 @@ class Machine:
         self.iommu = self._make_iommu()
         self._mock = MockIommu() if topology.test else None
         self._arena = Arena() if topology.test else None  # only the mock has what can be mapped
-        self.groups = {number: IommuGroup(number) for number in topology.groups}
-        self.functions: dict[str, PciFunction | HostFunction] = {}
-        self.devices: list[VfioDevice] = []
-        self.vfio_groups: dict[int, VfioGroup] = {}
-        dev_sets: dict[tuple[str, ...], DevSet] = {}
-        for function in topology.functions:
-            if function.cdev is None:
-                group = self.groups[function.group]
-                self.functions[function.bdf] = HostFunction(function.bdf, self.iommu, group)
-                continue
-            made = self._make_function(function)
-            self.functions[function.bdf] = made
-            dev_set = DevSet({bdf: topology.function(bdf).group for bdf in function.hot_reset})
-            if function.hot_reset:
-                dev_set = dev_sets.setdefault(function.hot_reset, dev_set)
-            vfio_group = VfioGroup(self.groups[function.group], self.files)
-            vfio_group = self.vfio_groups.setdefault(function.group, vfio_group)
-            self.devices.append(VfioDevice(function.cdev, made, dev_set, vfio_group, self.files))
-        self.root = self._make_root()
+        insides = {function.bdf: self._make_inside(function) for function in topology.functions}
+        self.bus = PciBus({function.bdf: function for function in topology.functions}, insides)
+        self.virtual_functions = VirtualFunctions(self.bus, self._make_vf)
+        self.vfio_pci = VfioPci(self.bus, self.files, self.virtual_functions)
+        self._add_drivers()
+        self.root = Dir()
+        self.sysfs = sysfs.Sysfs(self, (IOMMU, CONTAINER), CDEV_MAJOR, GROUP_MAJOR)
+        self.root.entries["sys"] = self.sysfs.sys
+        self._add_nodes()
+        self.bus.view = self.sysfs
+        self.vfio_pci.nodes = self
+        self._boot()
+
+    @property
+    def functions(self) -> dict[str, PciFunction | HostFunction]:
+        """What is inside of the functions that Linux has found, by address."""
+        return {dev.address: dev.inside for dev in self.bus.devs.values()}
+
+    @property
+    def devices(self) -> list[VfioDevice]:
+        """Those with a cdev, in the order of their numbers."""
+        return self.vfio_pci.devices
+
+    @property
+    def groups(self) -> dict[int, IommuGroup]:
+        """All IOMMU groups, by number."""
+        return self.bus.groups
+
+    @property
+    def vfio_groups(self) -> dict[int, VfioGroup]:
+        """Those with VFIO devices, in the order of their minor numbers."""
+        places = sorted(self.vfio_pci.groups.items(), key=lambda item: item[1].minor)
+        return {number: place.group for number, place in places}
+
+    def _add_drivers(self) -> None:
+        """vfio-pci, and those that the topology names, each for the functions that it has there."""
+        owned: dict[str, set[PciId]] = {}
+        for function in self.topology.functions:
+            if function.driver not in ("", self.vfio_pci.name):
+                image = PciDev(function, self.bus.insides[function.bdf]).image
+                ids = owned.setdefault(function.driver, set())
+                ids.add(PciId(image.vendor, image.device))
+        for name, ids in owned.items():
+            by_number = sorted(ids, key=lambda id: (id.vendor, id.device))
+            self.bus.drivers[name] = HostDriver(name, by_number)
+        self.bus.drivers[self.vfio_pci.name] = self.vfio_pci
+
+    def _boot(self) -> None:
+        """Linux finds the functions; then each gets the driver that the topology says."""
+        devs = {f.bdf: PciDev(f, self.bus.insides[f.bdf]) for f in self.topology.functions}
+        for _, dev in sorted(devs.items()):
+            self.bus.add(dev, dev.slot.group)
+        for dev in devs.values():
+            if dev.slot.driver == self.vfio_pci.name:
+                dev.driver_override = self.vfio_pci.name
+            if dev.slot.driver:
+                self.bus.attach(self.bus.drivers[dev.slot.driver], dev)
 
     def _fail(self, key: str, expected: str) -> TopologyError:
         return TopologyError(f"{self.topology.source}: {key}: {expected}")
@@ -106,6 +135,34 @@ class Machine:
         return IOMMUS[kind](
             ReservedRegion(r.start, r.last, RegionType[r.type.upper().replace("-", "_")])
             for r in self.topology.reserved
+        )
+
+    def _make_inside(self, function: Function) -> PciFunction | HostFunction:
+        """Groups come when Linux finds the function."""
+        if function.image is not None and function.image.is_bridge:
+            return HostFunction(function.bdf, self.iommu, IommuGroup(function.group))
+        return self._make_function(function)
+
+    def _make_vf(
+        self, slot: Function, pf: PciFunction, index: int, address: str, ids: tuple[int, int]
+    ) -> PciFunction:
+        """Virtual function `index` as the model of the physical one makes it, or an inert one."""
+        config = slot.vf_image.data if slot.vf_image is not None else b""
+
+        def make_model(host: Host) -> Model:
+            made = pf.model.make_vf(host, index)
+            if made is None:
+                description = sriov.describe(pf, slot.vf_bars, config)
+                made = MODELS["inert"](host, {"description": description})
+            return made
+
+        return PciFunction(
+            *(address, make_model),
+            spawn=self.spawn,
+            config=config,
+            can_reset=True,
+            iommu=self.iommu,
+            vf_ids=ids,
         )
 
     def _make_function(self, function: Function) -> PciFunction:
@@ -137,31 +194,52 @@ class Machine:
                 spawn=self.spawn,
                 can_reset=reset.works_alone(function.reset_methods, function.hot_reset),
                 iommu=self.iommu,
-                group=self.groups[function.group],
+                group=IommuGroup(function.group),
                 config=function.image.data if function.image is not None else b"",
             )
         except ValueError as error:
             raise TopologyError(f"{function.label}: {function.model}: {error}") from None
 
-    def _make_root(self) -> Dir:
-        root = Dir()
+    # -- /dev -------------------------------------------------------------------------------------
+
+    def _add_nodes(self) -> None:
         mapped = self._arena.fd if self._arena is not None else None
         for misc, open_file in (IOMMU, self._open_iommufd), (CONTAINER, self._open_container):
             node = DeviceNode(misc.mode, misc.rdev, open_file, mapped)
-            place(root, f"dev/{misc.node}", node)
-        place(root, "dev/vfio/devices", Dir())
-        for device in self.devices:
-            place(
-                root,
-                f"dev/vfio/devices/vfio{device.index}",
-                DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd),
-            )
-        for minor, group in enumerate(self.vfio_groups.values()):
-            node = DeviceNode(0o600, (GROUP_MAJOR, minor), group.open)
-            place(root, f"dev/vfio/{group.number}", node)
-        _place_numbers(root)
-        root.entries["sys"] = sysfs.build(self, (IOMMU, CONTAINER), CDEV_MAJOR, GROUP_MAJOR)
-        return root
+            self._add_node(misc.node, node)
+        place(self.root, "dev/vfio/devices", Dir())
+
+    def _add_node(self, path: str, node: DeviceNode) -> None:
+        """A node, and in char/ the link by its number that udev makes for each."""
+        major, minor = node.rdev
+        place(self.root, f"dev/{path}", node)
+        place(self.root, f"dev/char/{major}:{minor}", Link(f"../{path}"))
+
+    def _remove_node(self, path: str) -> None:
+        node = lookup(self.root, f"dev/{path}")
+        assert isinstance(node, DeviceNode), f"{path} is a node"
+        major, minor = node.rdev
+        remove(self.root, f"dev/char/{major}:{minor}")
+        remove(self.root, f"dev/{path}")
+
+    def add_device(self, dev: PciDev, device: VfioDevice) -> None:
+        """A function has got a cdev."""
+        node = DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd)
+        self._add_node(f"vfio/devices/vfio{device.index}", node)
+        self.sysfs.add_device(dev, device)
+
+    def remove_device(self, dev: PciDev, device: VfioDevice) -> None:
+        self._remove_node(f"vfio/devices/vfio{device.index}")
+        self.sysfs.remove_device(dev, device)
+
+    def add_group(self, group: VfioGroup, minor: int) -> None:
+        """A group has got its first device."""
+        self._add_node(f"vfio/{group.number}", DeviceNode(0o600, (GROUP_MAJOR, minor), group.open))
+        self.sysfs.add_group(group, minor)
+
+    def remove_group(self, group: VfioGroup, minor: int) -> None:
+        self._remove_node(f"vfio/{group.number}")
+        self.sysfs.remove_group(group, minor)
 
     def _open_iommufd(self, flags: int) -> Ctx:
         return Ctx(test_ops=self._mock, files=self.files, arena=self._arena)
@@ -196,19 +274,11 @@ class Machine:
             "files": len(self.files),
             "bound": [f"vfio{device.index}" for device in self.devices if device.bound],
             "open_groups": [number for number, group in self.vfio_groups.items() if group.opened],
-            "owned_groups": [number for number, group in self.groups.items() if group.owned],
+            "owned_groups": [n for n, group in self.groups.items() if group.owned_by_client],
             "functions": {
                 device.function.address: device.function.statistics() for device in self.devices
             },
         }
-
-
-def _place_numbers(root: Dir) -> None:
-    """dev/char, where udev links every device node by its number."""
-    for path, node in list(walk(root)):
-        if isinstance(node, DeviceNode):
-            major, minor = node.rdev
-            place(root, f"dev/char/{major}:{minor}", Link(f"../{path.removeprefix('dev/')}"))
 
 
 async def _run_in(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -11,9 +11,10 @@ composed one is put together.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from iommufs import syscalls
+from iommufs.fuse.nodes import Dir, Link, Node, lookup
 
 # Where the pieces are put together: a directory that every Linux has and the server does not need.
 # It is covered in private namespaces only, and no longer when the client starts.
@@ -23,12 +24,14 @@ TREE = f"{HUB}/tree"
 # Directories in which our entries stand beside the machine's; any other of ours replaces the
 # machine's as a whole.
 MERGED = {
-    "dev": {"", "char"},
+    "dev": {""},
     "sys": {
-        *("", "bus", "class", "class/misc", "dev", "dev/char", "devices", "devices/platform"),
+        *("", "bus", "class", "class/misc", "dev", "devices", "devices/platform"),
         *("devices/virtual", "devices/virtual/misc", "kernel", "module"),
     },
 }
+# Directories of links that come and go: in our tree they have the machine's too (MachineLinks).
+NUMBERS = ("dev/char", "sys/dev/char")
 # Directories of links to devices. Our PCI root covers the machine's of the same name, which moves
 # to a name of its own; links to its devices are turned there.
 LINKS = ("block", "class/*", "bus/*/devices", "dev/*")
@@ -86,7 +89,8 @@ class Composer:
     def __init__(self, machine: str, ours: str, merged: set[str]) -> None:
         self.machine = machine
         self.ours = ours
-        self.moved = dict(self._covered())
+        names = _entries(f"{machine}/devices"), _entries(f"{ours}/devices")
+        self.moved = dict(_covered(*names))
         self.opened = {at for at in merged if self._is_in_both(at)}
         for at in self._link_directories() if self.moved else ():
             if self._has_moved_link(at):
@@ -115,21 +119,7 @@ class Composer:
 
     def turn(self, link: str) -> str:
         """Where a link of the machine has to point now."""
-        parts = link.split("/")
-        for index, part in enumerate(parts[:-1]):
-            if part == "devices" and parts[index + 1] in self.moved:
-                parts[index + 1] = self.moved[parts[index + 1]]
-                break
-        return "/".join(parts)
-
-    def _covered(self) -> Iterator[tuple[str, str]]:
-        names = _entries(f"{self.machine}/devices")
-        for name in _entries(f"{self.ours}/devices"):
-            if name.startswith("pci") and name in names:
-                moved = MOVED + name
-                while moved in names:  # one run within another
-                    moved = MOVED + moved
-                yield name, moved
+        return _turn(link, self.moved)
 
     def _is_in_both(self, at: str) -> bool:
         return all(_is_directory(os.path.join(top, at)) for top in (self.machine, self.ours))
@@ -160,6 +150,61 @@ class Composer:
                 if self.turn(link) != link:
                     return True
         return False
+
+
+def add_machine_links(root: Dir) -> None:
+    """Let our tree have the machine's links in NUMBERS beside its own."""
+    devices = lookup(root, "sys/devices")
+    assert isinstance(devices, Dir), "sys/devices is a directory"
+    moved = dict(_covered(_entries("/sys/devices"), devices.entries))
+    for path in NUMBERS:
+        directory = lookup(root, path)
+        assert isinstance(directory, Dir), f"{path} is a directory"
+        directory.more = MachineLinks(f"/{path}", moved)
+
+
+class MachineLinks:
+    """The links in a directory of the machine, as they are whenever our tree is asked for them.
+
+    moved  PCI roots that links into /sys/devices do not find under their name, and their new ones
+    """
+
+    def __init__(self, directory: str, moved: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._moved = moved
+        self._made: dict[str, Link] = {}
+
+    def find(self, name: str) -> Node | None:
+        try:
+            target = _turn(os.readlink(f"{self._directory}/{name}"), self._moved)
+        except OSError:
+            self._made.pop(name, None)
+            return None
+        if name not in self._made or self._made[name].target != target:
+            self._made[name] = Link(target)
+        return self._made[name]
+
+    def names(self) -> Collection[str]:
+        return _entries(self._directory)
+
+
+def _turn(link: str, moved: Mapping[str, str]) -> str:
+    parts = link.split("/")
+    for index, part in enumerate(parts[:-1]):
+        if part == "devices" and parts[index + 1] in moved:
+            parts[index + 1] = moved[parts[index + 1]]
+            break
+    return "/".join(parts)
+
+
+def _covered(machine: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The PCI roots of the machine that ours take the place of, and their new names."""
+    for name in ours:
+        if name.startswith("pci") and name in machine:
+            moved = MOVED + name
+            while moved in machine:  # one run within another
+                moved = MOVED + moved
+            yield name, moved
 
 
 def _is_directory(path: str) -> bool:

@@ -1,35 +1,43 @@
 """The tree under /sys that shows a machine: buses, devices, IOMMU groups, classes, modules.
 
 What Linux 7.3 shows there of vfio-pci, iommufd and the PCI functions, apart from what only tells
-how that Linux was built or found its devices.
+how that Linux was built or found its devices. Functions, devices and groups appear and vanish as
+the bus and vfio-pci tell it.
 
 Not here: the directories of the PCI functions themselves (sysfs_pci.py).
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iommufs.fuse.nodes import Dir, Link, Node, TextFile, place
-from iommufs.iommufd.iommu import ReservedRegion
-from iommufs.pci_image import CAP_EXPRESS, ConfigImage
-from iommufs.sysfs_pci import FunctionDir, button, power, refuse, text
-from iommufs.topology import Function
+from iommufs.errors import UapiError
+from iommufs.fuse.nodes import Dir, Link, Node, TextFile, lookup, place, remove
+from iommufs.iommufd.iommu import IommuGroup, ReservedRegion
+from iommufs.pci_bus import Driver, PciDev
+from iommufs.pci_ids import new_id, remove_id
+from iommufs.pci_image import CAP_EXPRESS
+from iommufs.sysfs_attrs import (
+    Power,
+    boolean,
+    button,
+    check_uevent,
+    if_true,
+    string,
+    text,
+    uevent,
+)
+from iommufs.sysfs_pci import FunctionDir
+from iommufs.vfio.device import VfioDevice
+from iommufs.vfio.group import VfioGroup
 
-VFIO_DRIVER = "vfio-pci"
-PARAMETERS = {
-    "iommufd": {"allow_unsafe_interrupts": 0o644},
-    "vfio_pci": {
-        "disable_denylist": 0o444,
-        "disable_idle_d3": 0o644,
-        "enable_sriov": 0o644,
-        "nointxmask": 0o644,
-    },
-}
 VFIO_VERSION = "0.3"
+GROUP_TYPES = ("DMA", "DMA-FQ", "identity", "auto")
+_DEVICE_CONTROL_2, _ARI_FORWARDING = 0x28, 0x20
 
 
 @dataclass(frozen=True)
@@ -42,181 +50,250 @@ class Misc:
     mode: int
 
 
-def build(machine: Any, miscs: Sequence[Misc], cdev_major: int, group_major: int) -> Dir:
-    """The tree of a machine.Machine."""
-    return _Builder(machine, miscs, cdev_major, group_major).build()
+class Sysfs:
+    """The tree of a machine.Machine; `sys` is its top."""
 
-
-class _Builder:
     def __init__(
         self, machine: Any, miscs: Sequence[Misc], cdev_major: int, group_major: int
     ) -> None:
         self._machine = machine
         self._topology = machine.topology
-        self._miscs = miscs
+        self._bus = machine.bus
         self._cdev_major = cdev_major
         self._group_major = group_major
-        self._cdevs = {device.function.address: device for device in machine.devices}
-        self._sys = Dir()
-
-    def build(self) -> Dir:
-        for function in self._topology.functions:
-            self._add_function(function)
-        self._add_drivers()
-        for number, members in self._topology.groups.items():
-            self._add_group(number, members)
+        self._groups: set[int] = set()
+        self.sys = Dir()
+        for directory in ("class/vfio-dev", "devices/virtual/vfio", "class/vfio"):
+            self._place(directory, Dir())
+        self._place("bus/pci/devices", Dir())
+        self._place("kernel/iommu_groups", Dir())
+        self._add_bus()
+        for driver in sorted(self._bus.drivers.values(), key=lambda driver: driver.name):
+            self._add_driver(driver)
         self._add_iommu()
-        for misc in self._miscs:
+        for misc in miscs:
             self._add_misc(misc)
-        for minor, group in enumerate(self._machine.vfio_groups):
-            self._add_vfio_group(f"{self._group_major}:{minor}", group)
         self._add_modules()
-        return self._sys
+
+    def _entries(self, path: str) -> dict[str, Node]:
+        node = lookup(self.sys, path)
+        assert isinstance(node, Dir), f"{path} is a directory"
+        return node.entries
 
     def _place(self, path: str, node: Node) -> None:
-        place(self._sys, path, node)
+        place(self.sys, path, node)
 
-    def _path(self, function: Function) -> str:
-        return f"devices/{self._topology.path(function)}"
+    def _remove(self, path: str) -> None:
+        remove(self.sys, path)
 
     # -- functions --------------------------------------------------------------------------------
 
-    def _add_function(self, function: Function) -> None:
-        path = self._path(function)
-        device = self._cdevs.get(function.bdf)
-        if device is not None:
-            inside = device.function
-            directory = FunctionDir(
-                function,
-                config=lambda: bytes(inside.raw.data),
-                sizes={number: bar.size for number, bar in inside.description.bars.items()},
-                bound=lambda: device.bound is not None,
-                power_state=lambda: inside.power,
-                depth=path.count("/") + 1,
-                has_ari=self._has_ari(function),
-                iommu=self._machine.iommu.instance,
-            )
-        else:
-            image = function.image
-            assert image is not None, "a function without a model has an image"
-            directory = FunctionDir(
-                function,
-                config=lambda: image.data,
-                sizes=function.bars,
-                bound=None,
-                power_state=lambda: 0,
-                depth=path.count("/") + 1,
-                has_ari=self._has_ari(function),
-                iommu=self._machine.iommu.instance,
-            )
-        for name, node in directory.entries().items():
-            self._place(f"{path}/{name}", node)
-        self._place(f"bus/pci/devices/{function.bdf}", Link(f"../../../{path}"))
-        if device is not None:
-            self._add_cdev(path, device)
+    def _path(self, dev: PciDev) -> str:
+        return f"devices/{self._topology.path(dev.slot)}"
 
-    def _has_ari(self, function: Function) -> bool:
+    def _has_ari(self, dev: PciDev) -> bool:
         """Whether the bridge above forwards to functions beyond 7 (its Device Control 2)."""
-        if function.parent is None:
+        if dev.slot.parent is None:
             return False
-        image: ConfigImage = self._topology.function(function.parent).image
+        image = self._bus.devs[dev.slot.parent].image
         at = image.capabilities.get(CAP_EXPRESS)
-        return at is not None and bool(image.u16(at + 0x28) & 0x20)
+        return at is not None and bool(image.u16(at + _DEVICE_CONTROL_2) & _ARI_FORWARDING)
 
-    def _add_cdev(self, function_path: str, device: Any) -> None:
-        name = f"vfio{device.index}"
-        path = f"{function_path}/vfio-dev/{name}"
-        bdf = device.function.address
-        number = f"{self._cdev_major}:{device.index}"
-        up = "../" * (path.count("/") + 1)
-        uevent = f"MAJOR={self._cdev_major}\nMINOR={device.index}\nDEVNAME=vfio/devices/{name}"
-        self._place(f"{path}/dev", text(number))
-        self._place(f"{path}/device", Link(f"../../../{bdf}"))
-        self._place(f"{path}/power", power("auto", lambda: "unsupported"))
-        self._place(f"{path}/subsystem", Link(f"{up}class/vfio-dev"))
-        self._place(f"{path}/uevent", text(uevent, 0o644))
-        self._place(f"class/vfio-dev/{name}", Link(f"../../{path}"))
-        self._place(f"dev/char/{number}", Link(f"../../{path}"))
+    def add_function(self, dev: PciDev) -> None:
+        """Linux has found a function."""
+        path = self._path(dev)
+        directory = FunctionDir(
+            dev,
+            self._bus,
+            self._machine.virtual_functions,
+            up="../" * (path.count("/") + 1),
+            has_ari=self._has_ari(dev),
+            iommu=self._machine.iommu.instance,
+        )
+        self._place(path, Dir(directory.entries()))
+        self._place(f"bus/pci/devices/{dev.address}", Link(f"../../../{path}"))
+        if dev.physfn is not None:
+            virtfn = f"{self._path(dev.physfn)}/virtfn{dev.vf_index}"
+            self._place(virtfn, Link(f"../{dev.address}"))
+        if dev.group.number not in self._groups:
+            self._add_group(dev.group)
+        member = Link(f"../../../../{path}")
+        self._place(f"kernel/iommu_groups/{dev.group.number}/devices/{dev.address}", member)
+        iommu = f"devices/virtual/iommu/{self._machine.iommu.instance}/devices/{dev.address}"
+        self._place(iommu, Link(f"../../../../{path.removeprefix('devices/')}"))
+
+    def remove_function(self, dev: PciDev) -> None:
+        """Linux has forgotten it."""
+        number = dev.group.number
+        self._remove(f"devices/virtual/iommu/{self._machine.iommu.instance}/devices/{dev.address}")
+        self._remove(f"kernel/iommu_groups/{number}/devices/{dev.address}")
+        if all(other.group is not dev.group for other in self._bus.devs.values()):
+            self._remove(f"kernel/iommu_groups/{number}")
+            self._groups.remove(number)
+        if dev.physfn is not None:
+            self._remove(f"{self._path(dev.physfn)}/virtfn{dev.vf_index}")
+        self._remove(f"bus/pci/devices/{dev.address}")
+        self._remove(self._path(dev))
 
     # -- drivers and modules ----------------------------------------------------------------------
 
-    def _add_drivers(self) -> None:
-        for name in ("uevent", "rescan", "drivers_probe"):
-            self._place(f"bus/pci/{name}", button())
-        self._place("bus/pci/drivers_autoprobe", text("1", 0o644))
-        drivers = {function.driver for function in self._topology.functions if function.driver}
-        for driver in sorted(drivers | {VFIO_DRIVER}):
-            path = f"bus/pci/drivers/{driver}"
-            for name in ("bind", "new_id", "remove_id", "uevent", "unbind"):
-                self._place(f"{path}/{name}", button())
-        for function in self._topology.functions:
-            if function.driver:
-                path = f"bus/pci/drivers/{function.driver}/{function.bdf}"
-                self._place(path, Link(f"../../../../{self._path(function)}"))
-        self._place(f"bus/pci/drivers/{VFIO_DRIVER}/module", Link("../../../../module/vfio_pci"))
+    def _add_bus(self) -> None:
+        bus = self._bus
+
+        def set_autoprobe(data: bytes) -> None:
+            bus.autoprobe = not data.startswith(b"0")
+
+        def probe(data: bytes) -> Any:
+            return bus.drivers_probe(string(data))
+
+        autoprobe = text(lambda: str(int(bus.autoprobe)), 0o644, set_autoprobe)
+        self._place("bus/pci/drivers_autoprobe", autoprobe)
+        self._place("bus/pci/drivers_probe", button(probe))
+        self._place("bus/pci/rescan", button(if_true(bus.rescan)))
+        self._place("bus/pci/uevent", button(check_uevent))
+
+    def _add_driver(self, driver: Driver) -> None:
+        bus, path = self._bus, f"bus/pci/drivers/{driver.name}"
+        buttons = {
+            "bind": lambda data: bus.bind(driver, string(data)),
+            "new_id": lambda data: new_id(bus, driver, string(data)),
+            "remove_id": lambda data: remove_id(driver, string(data)),
+            "uevent": check_uevent,
+            "unbind": lambda data: bus.unbind(driver, string(data)),
+        }
+        for name, write in buttons.items():
+            self._place(f"{path}/{name}", button(write))
+
+    def bind(self, dev: PciDev) -> None:
+        """A driver has got a function."""
+        path, name = self._path(dev), dev.driver.name
+        up = "../" * (path.count("/") + 1)
+        self._place(f"{path}/driver", Link(f"{up}bus/pci/drivers/{name}"))
+        self._place(f"bus/pci/drivers/{name}/{dev.address}", Link(f"../../../../{path}"))
+        if "waiting_for_supplier" in self._entries(path):
+            self._remove(f"{path}/waiting_for_supplier")
+
+    def unbind(self, dev: PciDev) -> None:
+        """A driver is about to lose it."""
+        self._remove(f"{self._path(dev)}/driver")
+        self._remove(f"bus/pci/drivers/{dev.driver.name}/{dev.address}")
 
     def _add_modules(self) -> None:
-        for module, parameters in PARAMETERS.items():
-            self._place(f"module/{module}/uevent", button())
-            for name, mode in parameters.items():
-                self._place(f"module/{module}/parameters/{name}", text("N", mode))
-        self._place("module/vfio/uevent", button())
+        parameters = {
+            "iommufd": ({"allow_unsafe_interrupts": False}, ()),
+            "vfio_pci": (self._machine.vfio_pci.parameters, ("disable_denylist",)),
+        }
+        for module, (values, fixed) in parameters.items():
+            self._place(f"module/{module}/uevent", button(check_uevent))
+            for name in values:
+                path = f"module/{module}/parameters/{name}"
+                self._place(path, _parameter(values, name, name in fixed))
+        self._place("module/vfio/uevent", button(check_uevent))
         self._place("module/vfio/version", text(VFIO_VERSION))
-        self._place(
-            f"module/vfio_pci/drivers/pci:{VFIO_DRIVER}",
-            Link(f"../../../bus/pci/drivers/{VFIO_DRIVER}"),
-        )
+        driver = self._machine.vfio_pci.name
+        link = Link(f"../../../bus/pci/drivers/{driver}")
+        self._place(f"module/vfio_pci/drivers/pci:{driver}", link)
+        self._place(f"bus/pci/drivers/{driver}/module", Link("../../../../module/vfio_pci"))
+
+    # -- VFIO -------------------------------------------------------------------------------------
+
+    def add_device(self, dev: PciDev, device: VfioDevice) -> None:
+        """A function has got a cdev."""
+        function_path, name = self._path(dev), f"vfio{device.index}"
+        path = f"{function_path}/vfio-dev/{name}"
+        number = f"{self._cdev_major}:{device.index}"
+        up = "../" * (path.count("/") + 1)
+        lines = f"MAJOR={self._cdev_major}\nMINOR={device.index}\nDEVNAME=vfio/devices/{name}"
+        self._place(f"{path}/dev", text(number))
+        self._place(f"{path}/device", Link(f"../../../{dev.address}"))
+        self._place(f"{path}/power", Power().directory())
+        self._place(f"{path}/subsystem", Link(f"{up}class/vfio-dev"))
+        self._place(f"{path}/uevent", uevent(lines))
+        self._place(f"class/vfio-dev/{name}", Link(f"../../{path}"))
+        self._place(f"dev/char/{number}", Link(f"../../{path}"))
+
+    def remove_device(self, dev: PciDev, device: VfioDevice) -> None:
+        self._remove(f"dev/char/{self._cdev_major}:{device.index}")
+        self._remove(f"class/vfio-dev/vfio{device.index}")
+        self._remove(f"{self._path(dev)}/vfio-dev")
+
+    def add_group(self, group: VfioGroup, minor: int) -> None:
+        """A group has got its first device."""
+        number = f"{self._group_major}:{minor}"
+        self._add_virtual("vfio", str(group.number), number, f"DEVNAME=vfio/{group.number}")
+
+    def remove_group(self, group: VfioGroup, minor: int) -> None:
+        self._remove(f"dev/char/{self._group_major}:{minor}")
+        self._remove(f"class/vfio/{group.number}")
+        self._remove(f"devices/virtual/vfio/{group.number}")
 
     # -- IOMMU ------------------------------------------------------------------------------------
 
-    def _add_group(self, number: int, members: tuple[Function, ...]) -> None:
-        path = f"kernel/iommu_groups/{number}"
-        for function in members:
-            link = Link(f"../../../../{self._path(function)}")
-            self._place(f"{path}/devices/{function.bdf}", link)
-        lines = "".join(_region_line(region) for region in self._reserved(members))
-        self._place(f"{path}/reserved_regions", TextFile(lines.encode))
-        self._place(f"{path}/type", text("DMA", 0o644))
+    def _add_group(self, group: IommuGroup) -> None:
+        path = f"kernel/iommu_groups/{group.number}"
+        self._groups.add(group.number)
 
-    def _reserved(self, members: tuple[Function, ...]) -> Iterator[ReservedRegion]:
-        iommu, functions = self._machine.iommu, self._machine.functions
+        def read_regions() -> bytes:
+            return "".join(_region_line(region) for region in self._reserved(group)).encode()
+
+        kept = ["DMA"]
+
+        def set_type(data: bytes) -> None:
+            """Source: iommu_group_store_type()"""
+            wanted = string(data)
+            if wanted not in GROUP_TYPES:
+                raise UapiError(errno.EINVAL, f"{wanted!r}: expected one of {GROUP_TYPES}")
+            if group.owned:
+                raise UapiError(errno.EPERM, f"group {group.number} is in use")
+            kept[0] = "DMA" if wanted == "auto" else wanted
+
+        self._place(f"{path}/devices", Dir())
+        self._place(f"{path}/reserved_regions", TextFile(read_regions))
+        self._place(f"{path}/type", text(lambda: kept[0], 0o644, set_type))
+
+    def _reserved(self, group: IommuGroup) -> Iterator[ReservedRegion]:
+        members = [dev for dev in self._bus.devs.values() if dev.group is group]
         regions = itertools.chain.from_iterable(
-            iommu.reserved_regions(functions[function.bdf]) for function in members
+            self._machine.iommu.reserved_regions(dev.inside) for dev in members
         )
-        seen = dict.fromkeys(regions)
-        yield from sorted(seen, key=lambda region: region.start)
+        yield from sorted(dict.fromkeys(regions), key=lambda region: region.start)
 
     def _add_iommu(self) -> None:
-        path = f"devices/virtual/iommu/{self._machine.iommu.instance}"
-        for function in self._topology.functions:
-            link = Link(f"../../../../{self._path(function).removeprefix('devices/')}")
-            self._place(f"{path}/devices/{function.bdf}", link)
-        self._place(f"{path}/power", power("auto", lambda: "unsupported"))
+        instance = self._machine.iommu.instance
+        path = f"devices/virtual/iommu/{instance}"
+        self._place(f"{path}/devices", Dir())
+        self._place(f"{path}/power", Power().directory())
         self._place(f"{path}/subsystem", Link("../../../../class/iommu"))
-        self._place(f"{path}/uevent", TextFile(bytes, refuse, 0o644))
-        self._place(f"class/iommu/{self._machine.iommu.instance}", Link(f"../../{path}"))
+        self._place(f"{path}/uevent", uevent(None))
+        self._place(f"class/iommu/{instance}", Link(f"../../{path}"))
 
-    # -- misc devices: iommufd, the VFIO container ----------------------------------------------
+    # -- misc devices: iommufd, the VFIO container ------------------------------------------------
 
     def _add_misc(self, misc: Misc) -> None:
         major, minor = misc.rdev
-        uevent = f"DEVNAME={misc.node}\nDEVMODE={misc.mode:04o}"
-        self._add_virtual("misc", misc.name, f"{major}:{minor}", uevent)
+        lines = f"DEVNAME={misc.node}\nDEVMODE={misc.mode:04o}"
+        self._add_virtual("misc", misc.name, f"{major}:{minor}", lines)
 
-    def _add_vfio_group(self, number: str, group: int) -> None:
-        self._add_virtual("vfio", str(group), number, f"DEVNAME=vfio/{group}")
-
-    def _add_virtual(self, kind: str, name: str, number: str, uevent: str) -> None:
-        """A character device without hardware. `uevent`: what that says besides its numbers."""
+    def _add_virtual(self, kind: str, name: str, number: str, lines: str) -> None:
+        """A character device without hardware. `lines`: what uevent says besides its numbers."""
         major, minor = number.split(":")
         path = f"devices/virtual/{kind}/{name}"
-        uevent = f"MAJOR={major}\nMINOR={minor}\n{uevent}"
         self._place(f"{path}/dev", text(number))
-        self._place(f"{path}/power", power("auto", lambda: "unsupported"))
+        self._place(f"{path}/power", Power().directory())
         self._place(f"{path}/subsystem", Link(f"../../../../class/{kind}"))
-        self._place(f"{path}/uevent", text(uevent, 0o644))
+        self._place(f"{path}/uevent", uevent(f"MAJOR={major}\nMINOR={minor}\n{lines}"))
         self._place(f"class/{kind}/{name}", Link(f"../../{path}"))
         self._place(f"dev/char/{number}", Link(f"../../{path}"))
+
+
+def _parameter(values: dict[str, bool], name: str, fixed: bool) -> TextFile:
+    def show() -> str:
+        return "Y" if values[name] else "N"
+
+    def store(data: bytes) -> None:
+        values[name] = boolean(data)
+
+    return text(show) if fixed else text(show, 0o644, store)
 
 
 def _region_line(region: ReservedRegion) -> str:

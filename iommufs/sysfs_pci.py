@@ -1,7 +1,8 @@
 """The directory of one PCI function in /sys/devices, as Linux 7.3 fills it.
 
-Attributes are read from the objects of the machine at the time of reading. What only tells where
-Linux found the function (firmware_node, msi_irqs, the port services below a bridge) is not there.
+Attributes are read from the objects of the machine at the time of reading, and what is written to
+them is done there. What only tells where Linux found the function (firmware_node, msi_irqs, the
+port services below a bridge) is not there.
 """
 
 from __future__ import annotations
@@ -9,56 +10,31 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any
 
 from iommufs.errors import UapiError
 from iommufs.fuse.nodes import BinaryFile, Dir, Link, Node, TextFile
-from iommufs.pci_image import (
-    CAP_EXPRESS,
-    CAP_PM,
-    EXT_CAP_SERIAL,
-    EXT_CAP_SRIOV,
-    BarAddress,
-    ConfigImage,
+from iommufs.limits import PAGE_SIZE
+from iommufs.pci_bus import HostFunction, PciBus, PciDev
+from iommufs.pci_image import CAP_EXPRESS, CAP_PM, EXT_CAP_SERIAL
+from iommufs.pci_sriov import VirtualFunctions
+from iommufs.sysfs_attrs import (
+    Power,
+    boolean,
+    button,
+    flag,
+    if_true,
+    number,
+    string,
+    text,
+    uevent,
 )
-from iommufs.topology import Function
+from iommufs.sysfs_resource import bar_addresses, resources
+from iommufs.vfio.sriov import OFFSET, STRIDE, VF_DEVICE, Sriov
 
 SPEEDS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0", 6: "64.0"}
 STATES = ("D0", "D1", "D2", "D3hot")
-
-# ioport.h of Linux: what a line of `resource` says.
-RESOURCE_IO = 0x100
-RESOURCE_MEM = 0x200
-RESOURCE_PREFETCH = 0x2000
-RESOURCE_READONLY = 0x4000
-RESOURCE_SIZEALIGN = 0x40000
-RESOURCE_MEM_64 = 0x100000
-# Lines of `resource`: BARs, ROM, BARs of virtual functions; a bridge's windows after them.
-ROM_LINE = 6
-VF_LINE = 7
-WINDOW_LINE = 13
-LINES = 13
-BRIDGE_LINES = 17
-
-Resource = tuple[int, int, int]
-NO_RESOURCE: Resource = (0, 0, 0)
-
-
-def text(read: Callable[[], str] | str, mode: int = 0o444) -> TextFile:
-    """An attribute that shows a line, and cannot be written whatever its mode says."""
-    show = read if callable(read) else lambda: read
-    return TextFile(lambda: f"{show()}\n".encode(), refuse if mode & 0o200 else None, mode)
-
-
-def button(mode: int = 0o200) -> TextFile:
-    """A write-only attribute."""
-    return TextFile(None, refuse, mode)
-
-
-def refuse(data: bytes) -> NoReturn:
-    # Nothing of the machine can be changed through /sys yet. This is what a Linux that is locked
-    # down says to a root without the right.
-    raise UapiError(errno.EPERM, "the machine cannot be changed through /sys")
+U16_MAX = 0xFFFF
 
 
 def local_cpus() -> tuple[str, str]:
@@ -69,54 +45,62 @@ def local_cpus() -> tuple[str, str]:
     return f"0-{n - 1}" if n > 1 else "0", ",".join(reversed(groups))
 
 
-def power(control: str, status: Callable[[], str]) -> Dir:
-    def no_delay() -> bytes:
-        raise UapiError(errno.EIO, "autosuspend is not in use")
+class FunctionPower(Power):
+    """vfio-pci lets a function sleep while no client has it, if control is auto."""
 
-    return Dir(
-        {
-            "autosuspend_delay_ms": TextFile(no_delay, refuse, 0o644),
-            "control": text(control, 0o644),
-            "runtime_status": text(status),
-        }
-    )
+    def __init__(self, dev: PciDev) -> None:
+        self._dev = dev
+
+    @property
+    def control(self) -> str:
+        return self._dev.power_control
+
+    def store(self, wanted: str) -> None:
+        self._dev.power_control = wanted
+
+    def status(self) -> str:
+        dev = self._dev
+        idle = dev.vfio is not None and dev.vfio.bound is None and not dev.virtfns
+        return "suspended" if idle and self.control == "auto" else "active"
+
+    def state(self) -> str:
+        """D0 to D3hot."""
+        if self.status() == "suspended" and CAP_PM in self._dev.image.capabilities:
+            return STATES[3]
+        is_host = isinstance(self._dev.inside, HostFunction)
+        return STATES[0 if is_host else self._dev.inside.power]
 
 
 class FunctionDir:
     """Fills the directory of one function.
 
-    config    its config space now
-    bound     whether a client has it; None: it has no VFIO device
-    sizes     of its BARs
+    up        from it to /sys
+    has_ari   the bridge above forwards to functions beyond 7
     iommu     in /sys/class/iommu
     """
 
     def __init__(
         self,
-        function: Function,
-        config: Callable[[], bytes],
-        sizes: dict[int, int],
-        bound: Callable[[], bool] | None,
-        power_state: Callable[[], int],
-        depth: int,
+        dev: PciDev,
+        bus: PciBus,
+        virtual_functions: VirtualFunctions,
+        up: str,
         has_ari: bool,
         iommu: str,
     ) -> None:
-        self._function = function
-        self._config = config
-        self._sizes = sizes
-        self._bound = bound
-        self._power_state = power_state
-        self._up = "../" * depth  # from the directory of the function to /sys
+        self._dev = dev
+        self._bus = bus
+        self._virtual_functions = virtual_functions
+        self._up = up
         self._has_ari = has_ari
         self._iommu = iommu
-        # Capabilities and identity do not change; what changes is read when it is asked for.
-        self._image = ConfigImage(config())
+        self._image = dev.image
 
     def entries(self) -> dict[str, Node]:
         nodes: dict[str, Node] = {}
         nodes |= self._identity()
         nodes |= self._state()
+        nodes |= self._switches()
         nodes |= self._resources()
         nodes |= self._links()
         if CAP_EXPRESS in self._image.capabilities:
@@ -125,149 +109,197 @@ class FunctionDir:
             nodes |= self._bridge()
         if EXT_CAP_SERIAL in self._image.extended_capabilities:
             nodes["serial_number"] = text(self._serial_number(), 0o400)
-        if EXT_CAP_SRIOV in self._image.extended_capabilities:
-            nodes |= self._sriov()
-        if self._function.reset_methods:
-            nodes["reset"] = button()
-            nodes["reset_method"] = text(" ".join(self._function.reset_methods), 0o644)
+        if capability := self._virtual_functions.capability(self._dev):
+            nodes |= self._sriov(capability)
+        if self._dev.physfn is not None:
+            nodes["sriov_vf_msix_count"] = button(_no_msix_count)
+        else:
+            nodes["remove"] = button(if_true(self._remove), 0o220)
+            nodes["rescan"] = button(if_true(self._rescan))
+        if self._dev.reset_methods:
+            nodes["reset"] = button(self._reset)
+            nodes["reset_method"] = TextFile(self._show_methods, self._set_methods, 0o644)
         return nodes
 
     def _identity(self) -> dict[str, Node]:
-        image = self._image
-        vendor, device = image.subsystem
+        id = self._dev.id
         return {
-            "class": text(f"0x{image.class_code:06x}"),
-            "vendor": text(f"0x{image.vendor:04x}"),
-            "device": text(f"0x{image.device:04x}"),
-            "revision": text(f"0x{image.revision:02x}"),
-            "subsystem_vendor": text(f"0x{vendor:04x}"),
-            "subsystem_device": text(f"0x{device:04x}"),
+            "class": text(f"0x{id.class_code:06x}"),
+            "vendor": text(f"0x{id.vendor:04x}"),
+            "device": text(f"0x{id.device:04x}"),
+            "revision": text(f"0x{self._image.revision:02x}"),
+            "subsystem_vendor": text(f"0x{id.subvendor:04x}"),
+            "subsystem_device": text(f"0x{id.subdevice:04x}"),
             "modalias": text(self._modalias()),
-            "uevent": text(self._uevent(), 0o644),
+            "uevent": uevent(self._uevent),
         }
 
     def _modalias(self) -> str:
-        image = self._image
-        vendor, device = image.subsystem
-        base, sub, interface = image.class_code.to_bytes(3, "big")
+        id = self._dev.id
+        base, sub, interface = id.class_code.to_bytes(3, "big")
         return (
-            f"pci:v{image.vendor:08X}d{image.device:08X}sv{vendor:08X}sd{device:08X}"
+            f"pci:v{id.vendor:08X}d{id.device:08X}sv{id.subvendor:08X}sd{id.subdevice:08X}"
             f"bc{base:02X}sc{sub:02X}i{interface:02X}"
         )
 
     def _uevent(self) -> str:
-        image = self._image
-        vendor, device = image.subsystem
-        lines = [f"DRIVER={self._function.driver}"] if self._function.driver else []
+        id, driver = self._dev.id, self._dev.driver
+        lines = [f"DRIVER={driver.name}"] if driver else []
         lines += [
-            f"PCI_CLASS={image.class_code:04X}",
-            f"PCI_ID={image.vendor:04X}:{image.device:04X}",
-            f"PCI_SUBSYS_ID={vendor:04X}:{device:04X}",
-            f"PCI_SLOT_NAME={self._function.bdf}",
+            f"PCI_CLASS={id.class_code:04X}",
+            f"PCI_ID={id.vendor:04X}:{id.device:04X}",
+            f"PCI_SUBSYS_ID={id.subvendor:04X}:{id.subdevice:04X}",
+            f"PCI_SLOT_NAME={self._dev.address}",
             f"MODALIAS={self._modalias()}",
         ]
         return "\n".join(lines)
 
     def _state(self) -> dict[str, Node]:
-        function = self._function
+        slot, power = self._dev.slot, FunctionPower(self._dev)
         cpu_list, cpu_mask = local_cpus()
-        nodes: dict[str, Node] = {
+        return {
             "ari_enabled": text(str(int(self._has_ari))),
-            "broken_parity_status": text("0", 0o644),
-            "consistent_dma_mask_bits": text(str(function.dma_mask_bits)),
-            "d3cold_allowed": text(str(int(CAP_PM in self._image.capabilities)), 0o644),
-            "dma_mask_bits": text(str(function.dma_mask_bits)),
-            "driver_override": text("vfio-pci" if self._bound else "(null)", 0o644),
-            "enable": text(self._enable, 0o644),
-            "irq": text(str(function.irq)),
+            "consistent_dma_mask_bits": text(str(slot.dma_mask_bits)),
+            "dma_mask_bits": text(str(slot.dma_mask_bits)),
+            "irq": text(str(slot.irq)),
             "link": Dir(),
             "local_cpulist": text(cpu_list),
             "local_cpus": text(cpu_mask),
-            "msi_bus": text("1", 0o644),
-            "power": power("auto" if self._bound else "on", self._runtime_status),
-            "power_state": text(self._show_power_state),
-            "remove": button(0o220),
-            "rescan": button(),
+            "power": power.directory(),
+            "power_state": text(power.state),
         }
-        if not function.driver:
-            nodes["waiting_for_supplier"] = text("0")
-        return nodes
-
-    def _enable(self) -> str:
-        """How many drivers have switched the function on."""
-        on = self._bound() if self._bound else bool(self._function.driver)
-        return str(int(on))
-
-    def _runtime_status(self) -> str:
-        # vfio-pci lets a function sleep while no client has it.
-        return "active" if self._bound is None or self._bound() else "suspended"
-
-    def _show_power_state(self) -> str:
-        asleep = self._runtime_status() == "suspended" and CAP_PM in self._image.capabilities
-        return STATES[3 if asleep else self._power_state()]
 
     def _links(self) -> dict[str, Node]:
         nodes: dict[str, Node] = {
             "iommu": Link(f"{self._up[3:]}virtual/iommu/{self._iommu}"),
-            "iommu_group": Link(f"{self._up}kernel/iommu_groups/{self._function.group}"),
+            "iommu_group": Link(f"{self._up}kernel/iommu_groups/{self._dev.group.number}"),
             "subsystem": Link(f"{self._up}bus/pci"),
         }
-        if self._function.driver:
-            nodes["driver"] = Link(f"{self._up}bus/pci/drivers/{self._function.driver}")
+        if self._dev.physfn is not None:
+            nodes["physfn"] = Link(f"../{self._dev.physfn.address}")
+        if self._dev.waiting:
+            nodes["waiting_for_supplier"] = text("0")
         return nodes
+
+    # -- what can be written ----------------------------------------------------------------------
+
+    def _switches(self) -> dict[str, Node]:
+        d3cold = self._dev.physfn is None and CAP_PM in self._image.capabilities
+        return {
+            "broken_parity_status": _keeper(False),
+            "d3cold_allowed": _keeper(d3cold),
+            "driver_override": text(self._show_override, 0o644, self._set_override),
+            "enable": text(self._show_enable, 0o644, self._set_enable),
+            "msi_bus": _keeper(True),
+        }
+
+    def _show_override(self) -> str:
+        return self._dev.driver_override or "(null)"
+
+    def _set_override(self, data: bytes) -> None:
+        """Source: __device_set_driver_override()"""
+        if len(data) >= PAGE_SIZE - 1:
+            raise UapiError(errno.EINVAL, f"{len(data)} bytes")
+        line = data.split(b"\0")[0].split(b"\n")[0]
+        self._dev.driver_override = line.decode(errors="surrogateescape") or None
+
+    def _show_enable(self) -> str:
+        """How many have switched the function on."""
+        dev = self._dev
+        return str(int(dev.vfio.bound is not None) if dev.vfio else dev.enabled)
+
+    async def _set_enable(self, data: bytes) -> None:
+        """EBUSY: it has a driver; EIO: it is off already. Source: enable_store()"""
+        wanted = number(data)
+        async with self._dev.lock:
+            if self._dev.driver is not None:
+                raise UapiError(errno.EBUSY, f"{self._dev.address} has a driver")
+            if not wanted and not self._dev.enabled:
+                raise UapiError(errno.EIO, f"{self._dev.address} is off")
+            self._dev.enabled += 1 if wanted else -1
+
+    async def _remove(self) -> None:
+        await self._bus.remove(self._dev)
+
+    async def _rescan(self) -> None:
+        await self._bus.rescan(self._dev)
+
+    async def _reset(self, data: bytes) -> None:
+        """EINVAL: not a 1; ENOTTY: all ways were switched off. Source: reset_store()"""
+        if number(data) != 1:
+            raise UapiError(errno.EINVAL, f"{data!r}: expected 1")
+        if not self._dev.reset_methods:
+            raise UapiError(errno.ENOTTY, f"{self._dev.address} cannot be reset")
+        async with self._dev.lock:
+            if not isinstance(self._dev.inside, HostFunction):
+                self._dev.inside.reset_function()
+
+    def _show_methods(self) -> bytes:
+        methods = self._dev.reset_methods
+        return f"{' '.join(methods)}\n".encode() if methods else b""
+
+    def _set_methods(self, data: bytes) -> None:
+        """EINVAL: one that is not for this function. Source: reset_method_store()"""
+        there = self._bus.default_reset_methods(self._dev)
+        wanted = string(data)
+        if not wanted:
+            methods: tuple[str, ...] = ()
+        elif wanted == "default":
+            methods = there
+        else:
+            methods = tuple(name.strip() for name in wanted.split(" ") if name.strip())
+        if not set(methods) <= set(there):
+            raise UapiError(errno.EINVAL, f"{wanted!r}: there is {there}")
+        self._bus.set_reset_methods(self._dev, methods)
 
     # -- resources --------------------------------------------------------------------------------
 
     def _resources(self) -> dict[str, Node]:
         size = len(self._image.data)
         nodes: dict[str, Node] = {
-            "config": BinaryFile(self._read_config, lambda at, data: refuse(data), 0o644, size),
-            "resource": text(self._resource),
+            "config": BinaryFile(self._read_config, self._write_config, 0o644, size),
+            "resource": text(lambda: resources(self._dev)),
         }
         # Linux maps these, or lets ports be read; here the way to them is VFIO's.
-        for number, length in self._sizes.items():
-            nodes[f"resource{number}"] = BinaryFile(None, None, 0o600, length)
-            if self._image.bars()[number].prefetchable:
-                nodes[f"resource{number}_wc"] = BinaryFile(None, None, 0o600, length)
-        if self._function.rom:
-            nodes["rom"] = BinaryFile(
-                _read_rom, lambda at, data: refuse(data), 0o600, self._function.rom
-            )
+        addresses = bar_addresses(self._dev)
+        for index, length in self._dev.bar_sizes.items():
+            nodes[f"resource{index}"] = BinaryFile(None, None, 0o600, length)
+            if addresses[index].prefetchable:
+                nodes[f"resource{index}_wc"] = BinaryFile(None, None, 0o600, length)
+        if self._dev.slot.rom:
+            rom = Rom(self._dev)
+            nodes["rom"] = BinaryFile(rom.read, rom.write, 0o600, self._dev.slot.rom)
         return nodes
 
     def _read_config(self, offset: int, length: int) -> bytes:
-        return self._config()[offset : offset + length]
+        return self._dev.config[offset : offset + length]
 
-    def _resource(self) -> str:
-        image = self._image
-        lines = [NO_RESOURCE] * (BRIDGE_LINES if image.is_bridge else LINES)
-        addresses = image.bars()
-        for number, size in self._sizes.items():
-            lines[number] = _bar_resource(addresses[number], size)
-        if self._function.rom:
-            flags = RESOURCE_MEM | RESOURCE_PREFETCH | RESOURCE_READONLY | RESOURCE_SIZEALIGN
-            start = image.rom_address
-            lines[ROM_LINE] = (start, start + self._function.rom - 1, flags)
-        if EXT_CAP_SRIOV in image.extended_capabilities:
-            at = image.extended_capabilities[EXT_CAP_SRIOV]
-            addresses = image.bars(at + 0x24, 6)
-            for number, size in self._function.vf_bars.items():
-                total = size * image.u16(at + 0x0E)
-                lines[VF_LINE + number] = _bar_resource(addresses[number], total)
-        if image.is_bridge:
-            lines[WINDOW_LINE : WINDOW_LINE + 3] = _windows(image)
-        return "\n".join(
-            f"0x{start:016x} 0x{end:016x} 0x{flags:016x}" for start, end, flags in lines
-        )
+    def _write_config(self, offset: int, data: bytes) -> int:
+        """Straight to the function's registers, in aligned pieces. Source: pci_write_config()"""
+        size = len(self._image.data)
+        if offset >= size:
+            raise UapiError(errno.EFBIG, f"config space ends at {size:#x}")
+        data = data[: size - offset]
+        done = 0
+        while done < len(data) and not isinstance(self._dev.inside, HostFunction):
+            at, width = offset + done, 4
+            while at % width or width > len(data) - done:
+                width //= 2
+            value = int.from_bytes(data[done : done + width], "little")
+            self._dev.inside.raw.write(at, width, value)
+            done += width
+        return len(data)
 
     # -- what only some have ----------------------------------------------------------------------
 
     def _express(self) -> dict[str, Node]:
         at = self._image.capabilities[CAP_EXPRESS]
         capable, status = self._image.u32(at + 0x0C), self._image.u16(at + 0x12)
-        link = {} if self._function.parent is None else {"l0s_aspm": text("0", 0o644)}
+        link = Dir()
+        if self._dev.slot.parent is not None:
+            link.entries["l0s_aspm"] = text("0", 0o644, _check_boolean)
         return {
-            "link": Dir(link),
+            "link": link,
             "max_link_speed": text(_speed(capable & 15)),
             "max_link_width": text(str(capable >> 4 & 63)),
             "current_link_speed": text(_speed(status & 15)),
@@ -278,68 +310,83 @@ class FunctionDir:
         return {
             "secondary_bus_number": text(str(self._image.secondary_bus)),
             "subordinate_bus_number": text(str(self._image.subordinate_bus)),
-            "reset_subordinate": button(),
+            "reset_subordinate": button(if_true(self._reset_subordinate)),
         }
+
+    def _reset_subordinate(self) -> None:
+        for dev in self._bus.below(self._dev):
+            if not isinstance(dev.inside, HostFunction):
+                dev.inside.reset_function()
 
     def _serial_number(self) -> str:
         at = self._image.extended_capabilities[EXT_CAP_SERIAL]
         return self._image.data[at + 4 : at + 12][::-1].hex("-")
 
-    def _sriov(self) -> dict[str, Node]:
-        image, at = self._image, self._image.extended_capabilities[EXT_CAP_SRIOV]
+    def _sriov(self, capability: Sriov) -> dict[str, Node]:
+        dev = self._dev
+
+        async def set_count(data: bytes) -> None:
+            await self._virtual_functions.set_count(dev, number(data, U16_MAX))
+
+        def set_probe(data: bytes) -> None:
+            dev.vfs_probe = boolean(data)
+
+        def read(offset: int) -> Callable[[], Any]:
+            return lambda: capability.u16(offset)
+
+        offset, stride, device = read(OFFSET), read(STRIDE), read(VF_DEVICE)
         return {
-            "sriov_drivers_autoprobe": text("1", 0o644),
-            "sriov_numvfs": text("0", 0o644),
-            "sriov_offset": text(str(image.u16(at + 0x14))),
-            "sriov_stride": text(str(image.u16(at + 0x16))),
-            "sriov_totalvfs": text(str(image.u16(at + 0x0E))),
-            "sriov_vf_device": text(f"{image.u16(at + 0x1A):x}"),
+            "sriov_drivers_autoprobe": text(lambda: str(int(dev.vfs_probe)), 0o644, set_probe),
+            "sriov_numvfs": text(lambda: str(capability.enabled), 0o644, set_count),
+            "sriov_offset": text(lambda: str(offset())),
+            "sriov_stride": text(lambda: str(stride())),
+            "sriov_totalvfs": text(lambda: str(capability.total)),
+            "sriov_vf_device": text(lambda: f"{device():x}"),
             "sriov_vf_total_msix": text("0"),
         }
+
+
+def _keeper(value: bool) -> TextFile:
+    """A switch of Linux that has no effect here but to be kept."""
+    kept = [value]
+
+    def switch(on: bool) -> None:
+        kept[0] = on
+
+    return flag(lambda: kept[0], switch)
+
+
+def _check_boolean(data: bytes) -> None:
+    boolean(data)
 
 
 def _speed(number: int) -> str:
     return f"{SPEEDS[number]} GT/s PCIe" if number in SPEEDS else "Unknown"
 
 
-def _read_rom(offset: int, length: int) -> bytes:
-    # Reading is for those who switched the ROM on by writing 1, which nobody can.
-    raise UapiError(errno.EINVAL, "the ROM is not enabled")
+class Rom:
+    """The expansion ROM, which can be read after a 1 was written to it."""
+
+    def __init__(self, dev: PciDev) -> None:
+        self._dev = dev
+        self._enabled = False
+
+    def read(self, offset: int, length: int) -> bytes:
+        """EINVAL: it was not enabled; EIO: it has no image. Source: pci_read_rom()"""
+        if not self._enabled:
+            raise UapiError(errno.EINVAL, "the ROM is not enabled")
+        is_host = isinstance(self._dev.inside, HostFunction)
+        image = b"" if is_host else self._dev.inside.description.rom
+        if not image.startswith(b"\x55\xaa"):
+            raise UapiError(errno.EIO, "no image begins with 55 aa")
+        return image[offset : offset + length]
+
+    def write(self, offset: int, data: bytes) -> int:
+        self._enabled = boolean(data)
+        return len(data)
 
 
-def _bar_resource(bar: BarAddress, size: int) -> Resource:
-    if bar.io:
-        flags = RESOURCE_IO | 1
-    else:
-        flags = RESOURCE_MEM
-        if bar.bits64:
-            flags |= RESOURCE_MEM_64 | 4
-        if bar.prefetchable:
-            flags |= RESOURCE_PREFETCH | 8
-    return bar.address, bar.address + size - 1, flags | RESOURCE_SIZEALIGN
-
-
-def _windows(image: ConfigImage) -> list[Resource]:
-    """What a bridge passes on: ports, memory, prefetchable memory. One that ends before it starts
-    is closed."""
-    ports = image.u8(0x1C), image.u8(0x1D)
-    memory = image.u16(0x20), image.u16(0x22)
-    prefetchable = image.u16(0x24), image.u16(0x26)
-    windows = [
-        _window(ports, 0xF0, 8, 12, RESOURCE_IO),
-        _window(memory, 0xFFF0, 16, 20, RESOURCE_MEM),
-    ]
-    start, end, flags = _window(prefetchable, 0xFFF0, 16, 20, RESOURCE_MEM | RESOURCE_PREFETCH)
-    if flags and prefetchable[0] & 15 == 1:
-        start |= image.u32(0x28) << 32
-        end |= image.u32(0x2C) << 32
-        flags |= RESOURCE_MEM_64
-    return [*windows, (start, end, flags)]
-
-
-def _window(registers: tuple[int, int], mask: int, shift: int, bits: int, flags: int) -> Resource:
-    """Base and limit registers keep the upper bits of the first and the last block of 1 << bits."""
-    base, limit = ((register & mask) << shift for register in registers)
-    if limit < base:
-        return NO_RESOURCE
-    return base, limit | (1 << bits) - 1, flags | registers[0] & 15
+def _no_msix_count(data: bytes) -> None:
+    """Source: sriov_vf_msix_count_store()"""
+    number(data)
+    raise UapiError(errno.EOPNOTSUPP, "no driver shares out MSI-X vectors")

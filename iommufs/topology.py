@@ -37,6 +37,8 @@ class Function:
     image       its config space as firmware left it; None: the model's fields make it
     writable    config dwords by offset and their writable bits, as in vfio.model.Description
     bars        BAR number → bytes, what `vf_bars` is for the BARs of its virtual functions
+    vf_image    config space of one of its virtual functions; None: the model's fields make it, or
+                there is only what is needed
     cdev        number of its vfioN; None: no VFIO device
     hot_reset   bdfs of all functions that one bus or slot reset hits, itself among them; empty:
                 there is no such reset
@@ -53,6 +55,7 @@ class Function:
     bars: dict[int, int]
     writable: dict[int, int]
     vf_bars: dict[int, int]
+    vf_image: ConfigImage | None
     rom: int
     reset_methods: tuple[str, ...]
     hot_reset: tuple[str, ...]

@@ -77,6 +77,7 @@ class _Function(_Struct):
     writable: dict[str, int] = {}
     rom: int = 0
     vf_bars: dict[str, int] = {}
+    vf_config: str | None = None
     reset_methods: tuple[
         Literal["device_specific", "acpi", "flr", "af_flr", "pm", "bus", "cxl_bus"], ...
     ] = ()
@@ -182,7 +183,7 @@ class _Resolver:
         for i, config in enumerate(self._file.function):
             bdf = self._bdf(i, config)
             self._bdfs.append(bdf)
-            self._images[bdf] = self._image(i, config)
+            self._images[bdf] = self._image(i, "config", config.config)
         groups = self._group_numbers()
         cdev = 0
         functions = []
@@ -227,16 +228,16 @@ class _Resolver:
             raise self._fail_at(i, "bdf", f"{bdf} is there already")
         return bdf
 
-    def _image(self, i: int, config: _Function) -> ConfigImage | None:
-        if config.config is None:
+    def _image(self, i: int, key: str, name: str | None) -> ConfigImage | None:
+        if name is None:
             return None
-        path = self._directory / config.config
+        path = self._directory / name
         try:
             return ConfigImage(parse_image(path.read_text("ascii").splitlines()))
         except OSError as error:
-            raise self._fail_at(i, "config", f"{path}: {error.strerror}") from None
+            raise self._fail_at(i, key, f"{path}: {error.strerror}") from None
         except ValueError as error:
-            raise self._fail_at(i, "config", f"{path}: {error}") from None
+            raise self._fail_at(i, key, f"{path}: {error}") from None
 
     def _group_numbers(self) -> list[int]:
         taken = set()
@@ -257,7 +258,7 @@ class _Resolver:
     def _function(self, i: int, config: _Function, group: int, cdev: int | None) -> Function:
         bdf = self._bdfs[i]
         image = self._images[bdf]
-        if image is None and (config.model == "inert" or cdev is None):
+        if image is None and config.model == "inert":
             raise self._fail_at(i, "config", "expected the image of a function without a model")
         if image is not None and image.is_bridge and cdev is not None:
             raise self._fail_at(i, "driver", f"expected another than {VFIO_DRIVER} for a bridge")
@@ -281,6 +282,7 @@ class _Resolver:
             bars=bars,
             writable=writable,
             vf_bars=self._sizes(i, "vf_bars", config.vf_bars, None),
+            vf_image=self._image(i, "vf_config", config.vf_config),
             rom=config.rom,
             reset_methods=config.reset_methods,
             hot_reset=self._hot_reset(i, config),

@@ -1,7 +1,8 @@
 """The nodes of a file tree, as plain data: what /sys and /dev are built from.
 
-A tree is made once and served by the FUSE operations, which know nothing of what it means; the
-contents behind it live in the objects that the functions of a node ask. Names are those of one
+A tree is served by the FUSE operations, which know nothing of what it means; the contents behind
+it live in the objects that the functions of a node ask. Nodes may come and go while it is served:
+one that is gone is no other's, and what is open of it fails with ENODEV. Names are those of one
 directory entry, link targets are kept as they are.
 
 Not here: inode numbers, open files, anything of pyfuse3.
@@ -9,20 +10,43 @@ Not here: inode numbers, open files, anything of pyfuse3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 # What stat() shows as the size of a text attribute: one page, as in sysfs.
 ATTRIBUTE_SIZE = 4096
 
 
+class More(Protocol):
+    """Entries of somebody else, asked for anew each time."""
+
+    def find(self, name: str) -> Node | None: ...
+    def names(self) -> Collection[str]: ...
+
+
 @dataclass(eq=False)
 class Dir:
-    """A directory; entries may be added as long as it is not served."""
+    """A directory. `more`: entries that stand beside its own, which win."""
 
     entries: dict[str, Node] = field(default_factory=dict)
     mode: int = 0o755
+    gone: bool = False
+    more: More | None = None
+
+    def find(self, name: str) -> Node | None:
+        """The entry of a name; None: there is none."""
+        if self.more is not None and name not in self.entries:
+            return self.more.find(name)
+        return self.entries.get(name)
+
+    def listing(self) -> list[tuple[str, Node]]:
+        """All entries, in the order of their names."""
+        names = set(self.entries)
+        if self.more is not None:
+            names |= set(self.more.names())
+        found = ((name, self.find(name)) for name in sorted(names))
+        return [(name, node) for name, node in found if node is not None]
 
 
 @dataclass(eq=False)
@@ -30,6 +54,7 @@ class Link:
     """A symbolic link."""
 
     target: str
+    gone: bool = False
 
 
 @dataclass(eq=False)
@@ -37,15 +62,16 @@ class TextFile:
     """A small file: a read at offset 0 asks `read` for the whole content, as the first one does.
 
     read   the content; UapiError is the errno of the reader. None: EIO
-    write  takes what one write() brought; UapiError is its errno. None: EIO
+    write  takes what one write() brought, may wait; UapiError is its errno. None: EIO
     mode   what it gives to nobody, root does not get either
     size   what stat() shows
     """
 
     read: Callable[[], bytes] | None
-    write: Callable[[bytes], None] | None = None
+    write: Callable[[bytes], Awaitable[None] | None] | None = None
     mode: int = 0o444
     size: int = ATTRIBUTE_SIZE
+    gone: bool = False
 
 
 @dataclass(eq=False)
@@ -60,6 +86,7 @@ class BinaryFile:
     write: Callable[[int, bytes], int] | None = None
     mode: int = 0o444
     size: int = ATTRIBUTE_SIZE
+    gone: bool = False
 
 
 @dataclass(eq=False)
@@ -78,6 +105,7 @@ class DeviceNode:
     open: Callable[[int], Any]
     backing_fd: int | None = None
     size: int = 0
+    gone: bool = False
 
 
 Node = Dir | Link | TextFile | BinaryFile | DeviceNode
@@ -102,6 +130,19 @@ def place(top: Dir, path: str, node: Node) -> None:
         top = below
     assert name not in top.entries, f"{path} is there already"
     top.entries[name] = node
+
+
+def remove(top: Dir, path: str) -> None:
+    """Take away the node at a relative path, with all that is below it; KeyError."""
+    above, _, name = path.rpartition("/")
+    directory = lookup(top, above) if above else top
+    assert isinstance(directory, Dir), f"{above} is no directory"
+    node = directory.entries.pop(name)
+    node.gone = True
+    if isinstance(node, Dir):
+        for _, below in walk(node):
+            below.gone = True
+        node.entries.clear()
 
 
 def walk(top: Dir, path: str = "") -> Iterator[tuple[str, Node]]:

@@ -21,7 +21,7 @@ import structlog
 from iommufs._native import lib
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
-from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
+from iommufs.fuse.nodes import ATTRIBUTE_SIZE, BinaryFile, DeviceNode, Dir, Link, Node, TextFile
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,11 @@ ANONYMOUS = ".files"
 READ_WRITE = 0o600
 
 
+def _check_there(node: TextFile | BinaryFile) -> None:
+    if node.gone:
+        raise UapiError(errno.ENODEV, "what it was an attribute of is gone")
+
+
 class OpenAttribute:
     """One open of a TextFile: the content as it was when reading began."""
 
@@ -43,6 +48,7 @@ class OpenAttribute:
         self._content: bytes | None = None
 
     async def read(self, offset: int, size: int) -> bytes:
+        _check_there(self._node)
         if self._node.read is None:
             raise UapiError(errno.EIO, "a write-only attribute")
         if offset == 0 or self._content is None:
@@ -50,9 +56,13 @@ class OpenAttribute:
         return self._content[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:
+        _check_there(self._node)
         if self._node.write is None:
             raise UapiError(errno.EIO, "a read-only attribute")
-        self._node.write(data)
+        data = data[:ATTRIBUTE_SIZE]
+        result = self._node.write(data)
+        if result is not None:
+            await result
         return len(data)
 
 
@@ -63,11 +73,13 @@ class OpenBinary:
         self._node = node
 
     async def read(self, offset: int, size: int) -> bytes:
+        _check_there(self._node)
         if self._node.read is None:
             raise UapiError(errno.EIO, "a write-only file")
         return self._node.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
+        _check_there(self._node)
         if self._node.write is None:
             raise UapiError(errno.EIO, "a read-only file")
         return self._node.write(offset, data)
@@ -267,7 +279,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode() and _is_ours(ctx):
             return self._attributes(self._numbers[self._anonymous])
-        node = self._directory(parent).entries.get(os.fsdecode(name))
+        node = self._directory(parent).find(os.fsdecode(name))
         if node is None:
             raise UapiError(errno.ENOENT)
         number = self._number(node)
@@ -298,7 +310,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        names = sorted(self._directory(fh).entries.items())
+        names = self._directory(fh).listing()
         for position, (name, node) in enumerate(names[start:], start + 1):
             look = LOOK if self._has_look(node) else 0
             attributes = self._attributes(self._number(node) | look)

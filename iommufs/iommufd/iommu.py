@@ -65,7 +65,10 @@ Domain = DomainConfig | NestedDomain
 
 
 class IommuGroup:
-    """Functions that the IOMMU cannot tell apart. Their DMA belongs to one owner at a time."""
+    """Functions that the IOMMU cannot tell apart. Their DMA belongs to one owner at a time.
+
+    The machine's own drivers are one owner together: None.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -79,6 +82,15 @@ class IommuGroup:
         self._owner = owner
         self._claims += 1
 
+    def claim_by_host(self) -> None:
+        """A driver of the machine's own uses one of the functions, with the machine's page table.
+
+        EBUSY: a client owns the group. Source: iommu_device_use_default_domain()
+        """
+        if self._claims and self._owner is not None:
+            raise UapiError(errno.EBUSY, f"group {self.number} belongs to a client")
+        self._claims += 1
+
     def release(self) -> None:
         assert self._claims > 0, "the group is not owned"
         self._claims -= 1
@@ -88,6 +100,10 @@ class IommuGroup:
     @property
     def owned(self) -> bool:
         return self._claims > 0
+
+    @property
+    def owned_by_client(self) -> bool:
+        return self._owner is not None
 
 
 class Physical(Protocol):

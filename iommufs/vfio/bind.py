@@ -14,16 +14,30 @@ INT_MAX = 0x7FFFFFFF
 
 
 def match_token(device: Any, token: bytes | None) -> None:
-    """A client opens a device with a token, or without; EINVAL: the device is not one with a token.
+    """A client opens a device with a token, or without.
 
-    That of a physical function is what it was opened with last.
+    The physical function is opened with the token that its virtual functions will need, until
+    they are in use: then with that one. Its own use of one is not needed.
+    Errors: EACCES  not the token, or none      EINVAL  the device is not one with a token
     Source: vfio_pci_core_match_token_uuid()
     """
-    if token is None:
-        return
-    if not device.has_vf_token:
+    if device.function.vf_ids is not None:
+        if device.pf is not None:
+            _check_token(device.pf, token)
+        elif token is not None:
+            raise UapiError(errno.EINVAL, "the physical function is not vfio-pci's")
+    elif device.has_vf_token:
+        if device.vf_users:
+            _check_token(device, token)
+        elif token is not None:
+            device.vf_token = token
+    elif token is not None:
         raise UapiError(errno.EINVAL, "the device has no token")
-    device.vf_token = token
+
+
+def _check_token(pf: Any, token: bytes | None) -> None:
+    if token != pf.vf_token:
+        raise UapiError(errno.EACCES, f"not the token of {pf.function.address}")
 
 
 async def device_bind_iommufd(ucmd: Ucmd) -> None:
@@ -33,6 +47,7 @@ async def device_bind_iommufd(ucmd: Ucmd) -> None:
     Out:    out_devid  the id of the device in the iommufd
     Errors: EINVAL  unknown flag; negative fd; bound already, through this file or another; a token
                     that the device does not know; the file came from a group
+            EACCES  not the token of the virtual function, or of those in use
             EBUSY   the group is open                  EBADF   not an open fd
             EBADFD  not an iommufd                     EPERM   the group is another iommufd's
             EFAULT  token or out_devid; undone then

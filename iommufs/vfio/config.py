@@ -203,6 +203,9 @@ class ConfigSpace:
         self._header.size_bars()
         if not function.description.intx:
             self.put(INTERRUPT_PIN, 1, 0)
+        if function.vf_ids is not None:
+            self.put(0x00, 2, function.vf_ids[0])
+            self.put(0x02, 2, function.vf_ids[1])
 
     def get(self, at: int, size: int) -> int:
         """The bits that are kept here; meaningful where the masks say virtual."""
@@ -259,8 +262,12 @@ class ConfigSpace:
 
     @property
     def memory_enabled(self) -> bool:
-        """Whether the client may reach memory BARs now: COMMAND as it wrote it, and power."""
-        return bool(self.get(COMMAND, 2) & COMMAND_MEMORY) and self.function.power < D3HOT
+        """Whether the client may reach memory BARs now: COMMAND as it wrote it, and power.
+
+        Memory of a virtual function is switched on and off in the physical one.
+        """
+        enabled = self.function.vf_ids is not None or self.get(COMMAND, 2) & COMMAND_MEMORY
+        return bool(enabled) and self.function.power < D3HOT
 
     def _chunk(self, at: int, left: int) -> int:
         """How many bytes from `at` are one access: aligned, one dword, one capability."""

@@ -11,6 +11,7 @@ Not here: the ioctls, each in the room of its topic (bind, info, set_irqs, reset
 from __future__ import annotations
 
 import errno
+import os
 import select
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -35,13 +36,15 @@ from iommufs.vfio.config import ConfigSpace
 from iommufs.vfio.dma_log import DmaLog
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
-from iommufs.vfio.irqs import Irqs
+from iommufs.vfio.irqs import REQ, Irqs
 from iommufs.vfio.low_power import LowPower
 from iommufs.vfio.migration import DeviceMigration
 from iommufs.vfio.regions import CONFIG, OFFSET_MASK, Regions
 
 # A model is asked for this many bytes of a BAR, then others get their turn.
 TURN = 4096
+# A client that is asked to give its device back is asked again after so long.
+REQUEST_SECONDS = 10
 
 _ONLY_CDEV = (uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT)
 
@@ -61,6 +64,9 @@ class DevSet:
 
     def add(self, device: VfioDevice) -> None:
         self.devices[device.function.address] = device
+
+    def remove(self, device: VfioDevice) -> None:
+        del self.devices[device.function.address]
 
     def covers_scope(self) -> bool:
         """Whether every function that the reset hits is a device of ours."""
@@ -92,6 +98,9 @@ class VfioDevice:
     dev_set   shared with the devices that are reset together with it
     group     the one that it is in
     files     where fds of clients are looked up
+    n_open    files that are open of it
+    vf_token  what a client of its virtual functions must know; vf_users: how many are bound
+    pf        of a virtual function: the device that has made it, if that is a VFIO device
     """
 
     def __init__(
@@ -108,7 +117,11 @@ class VfioDevice:
         self.group = group
         self.files = files
         self.bound: DeviceFile | None = None
-        self.vf_token = bytes(16)
+        self.n_open = 0
+        self._unused = trio.Event()
+        self.vf_token = os.urandom(16)
+        self.vf_users = 0
+        self.pf: VfioDevice | None = None
         dev_set.add(self)
         group.devices.append(self)
 
@@ -123,8 +136,34 @@ class VfioDevice:
         return self.function.bars.fd
 
     def open(self, flags: int = 0) -> DeviceFile:
-        """One more open file; any number may be."""
+        """One more open file; any number may be. ENODEV: the device is going away."""
+        if self not in self.group.devices:
+            raise UapiError(errno.ENODEV, f"vfio{self.index} is gone")
+        self.n_open += 1
         return DeviceFile(self)
+
+    def closed(self) -> None:
+        """A file of it is not open any more."""
+        self.n_open -= 1
+        if not self.n_open:
+            self._unused.set()
+
+    def withdraw(self) -> None:
+        """From now on nobody can open it."""
+        self.group.devices.remove(self)
+
+    async def wait_unused(self) -> None:
+        """Ask the client to give the device back, again and again, until no file of it is open.
+
+        Source: vfio_unregister_group_dev()
+        """
+        while self.n_open:
+            self._unused = trio.Event()
+            if self.bound and (request := self.bound.irqs.single(REQ)):
+                request.signal()
+            with trio.move_on_after(REQUEST_SECONDS):
+                await self._unused.wait()
+        self.dev_set.remove(self)
 
     def open_by_group(self, ctx: Ctx) -> DeviceFile:
         """One more use of the file that a group gives out; the first one binds and attaches.
@@ -143,6 +182,7 @@ class VfioDevice:
                 df.unbind()
                 raise
             df.grant()
+            self.n_open += 1
         else:
             assert df.by_group, "a group with a bound cdev is open"
             df.uses += 1
@@ -257,6 +297,7 @@ class DeviceFile:
             if self.device.bound is self:
                 self.unbind()
             self.fast.close()
+            self.device.closed()
 
     # ---- bound or not
 
@@ -284,6 +325,8 @@ class DeviceFile:
         self.function.iommu_device = self.iommu_device
         self._offer_features()
         self.device.bound = self
+        if self.device.pf:
+            self.device.pf.vf_users += 1
 
     def grant(self) -> None:
         """The client knows that the device is its own."""
@@ -329,4 +372,6 @@ class DeviceFile:
         self.iommu_device.unbind()
         self.iommu_device = None
         self.device.bound = None
+        if self.device.pf:
+            self.device.pf.vf_users -= 1
         self.device.dev_set.closed(self.device)

@@ -25,6 +25,7 @@ from iommufs.vfio.hardware import (
     COMMAND,
     COMMAND_IO,
     COMMAND_MASTER,
+    COMMAND_MEMORY,
     STATUS,
     STATUS_INTERRUPT,
     RawConfig,
@@ -49,6 +50,7 @@ class PciFunction:
     config       bytes of config space that the model's own description lacks
     can_reset    it can be reset without others (reset.works_alone())
     iommu, group   what its DMA passes, and who shares that (iommufd/iommu.py)
+    vf_ids       vendor and device of a virtual function, whose own registers do not say them
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class PciFunction:
         can_reset: bool = False,
         iommu: Any = None,
         group: Any = None,
+        vf_ids: tuple[int, int] | None = None,
     ) -> None:
         self.address = address
         self.spawn = spawn
         self.can_reset = can_reset
         self.iommu = iommu
         self.group = group
+        self.vf_ids = vf_ids
         self.counters: Counter[str] = Counter()
         self.refused = RefusedDma(address)
         self.host = FunctionHost(self)
@@ -74,7 +78,10 @@ class PciFunction:
         self.description = self.model.describe()
         if config:
             self.description = replace(self.description, config=config)
-        self.raw = RawConfig(image.power_on(self.description), self.description.writable)
+        registers = image.power_on(self.description)
+        if vf_ids is not None:
+            registers = image.of_vf(registers)
+        self.raw = RawConfig(registers, self.description.writable)
         self.bars = BarMemory(self.description.bars)
         self.power = 0
         self._before_d3hot = b""
@@ -93,6 +100,8 @@ class PciFunction:
     def open(self) -> None:
         """A client has bound the device: it starts from a defined state."""
         self.reset()
+        if self.vf_ids is not None:
+            self.raw.set_bits(COMMAND, 2, COMMAND_MEMORY, True)
         self.guard("open", self.model.open)
 
     def close(self) -> None:
@@ -134,6 +143,13 @@ class PciFunction:
         if self.migration is not None:
             self.migration.reset()
         self.regain_memory()
+
+    def power_cycle(self) -> None:
+        """As when the machine is switched on; nobody uses it."""
+        self.raw.power_on_again()
+        self.power = 0
+        with contextlib.suppress(UapiError):  # reported; there is nobody to tell
+            self.reset_model()
 
     def reset_model(self) -> None:
         """The inside of the function back to power-on state."""

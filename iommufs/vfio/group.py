@@ -36,6 +36,7 @@ class VfioGroup:
     files    where fds of clients are looked up
     devices  VfioDevices, which add themselves
     opened   the open file; None: nobody has the group open
+    gone     all its devices were taken from vfio-pci
     """
 
     def __init__(self, iommu_group: IommuGroup, files: OpenFiles) -> None:
@@ -43,18 +44,32 @@ class VfioGroup:
         self.files = files
         self.devices: list[Any] = []
         self.opened: GroupFile | None = None
+        self.gone = False
 
     @property
     def number(self) -> int:
         return self.iommu_group.number
 
+    def withdraw(self) -> None:
+        """Its last device is gone: what is open of it is of no use any more."""
+        self.gone = True
+
     def open(self, flags: int = 0) -> GroupFile:
-        """EBUSY: it is open, or a device is bound as a cdev (vfio_group_fops_open())."""
+        """ENODEV: it is gone; EBUSY: it is open, or a device is bound as a cdev.
+
+        Source: vfio_group_fops_open()
+        """
+        self.check_there()
         if any(device.bound and not device.bound.by_group for device in self.devices):
             raise UapiError(errno.EBUSY, f"a device of group {self.number} is bound as a cdev")
         self.check_closed()
         self.opened = GroupFile(self)
         return self.opened
+
+    def check_there(self) -> None:
+        """ENODEV: it is gone."""
+        if self.gone:
+            raise UapiError(errno.ENODEV, f"group {self.number} is gone")
 
     def check_closed(self) -> None:
         """EBUSY: it is open."""
@@ -125,10 +140,11 @@ async def group_get_status(ucmd: Ucmd) -> None:
     """Whether the group can be used, and is (VFIO_GROUP_GET_STATUS).
 
     Out:    flags  CONTAINER_SET with VIABLE; without a container VIABLE if nobody owns its DMA
-    Errors: EINVAL  argsz       EFAULT
+    Errors: EINVAL  argsz       EFAULT      ENODEV  the group is gone
     Source: vfio_group_ioctl_get_status()
     """
     file, cmd = ucmd.file, ucmd.cmd
+    file.group.check_there()
     cmd.flags = 0
     if file.ctx is not None:
         cmd.flags = uapi.VFIO_GROUP_FLAGS_CONTAINER_SET | uapi.VFIO_GROUP_FLAGS_VIABLE
@@ -142,6 +158,7 @@ async def group_set_container(ucmd: Ucmd) -> None:
 
     In:     a pointer to the fd of an iommufd
     Errors: EFAULT  EBADF  not an open fd       EINVAL  it has one      EBADFD  not an iommufd
+            ENODEV  the group is gone
     Source: vfio_group_ioctl_set_container()
     """
     file = ucmd.file
@@ -149,6 +166,7 @@ async def group_set_container(ucmd: Ucmd) -> None:
     ctx = file.group.files.resolve(ucmd.caller, fd)
     if file.ctx is not None:
         raise UapiError(errno.EINVAL, "the group has a container")
+    file.group.check_there()
     if not isinstance(ctx, Ctx):
         raise UapiError(errno.EBADFD, f"fd {fd} is not an iommufd")
     file.set_container(ctx)

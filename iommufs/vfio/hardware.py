@@ -37,7 +37,7 @@ class RawConfig:
         """`writable`: dwords (by offset) whose mask is not what their capability says."""
         assert len(image) in (256, 4096), "a config space has 256 or 4096 bytes"
         self.data = bytearray(image)
-        self.power_on = bytes(image)
+        self.power_on = bytearray(image)
         self.writable = bytearray(b"\xff" * len(image))
         self.clearable = bytearray(len(image))
         self._mask_header()
@@ -95,10 +95,22 @@ class RawConfig:
         """What restore() takes."""
         return bytes(self.data)
 
-    def restore(self, saved: bytes) -> None:
+    def restore(self, saved: bytes | bytearray) -> None:
         """Registers as they were then; plain memory and sticky bits stay as they are."""
         for span in self._kept_registers():
             self.data[span] = saved[span]
+
+    def power_on_again(self) -> None:
+        """Everything as it was at first."""
+        self.data[:] = self.power_on
+
+    def set_lasting(self, offset: int, size: int, mask: int, value: int) -> None:
+        """Set bits that a reset leaves alone, because Linux restores them."""
+        for at, (here, bits) in enumerate(
+            zip(mask.to_bytes(size, "little"), value.to_bytes(size, "little"), strict=True), offset
+        ):
+            for registers in (self.data, self.power_on):
+                registers[at] = registers[at] & ~here | bits & here
 
     def reset(self) -> None:
         """Registers back to power-on; plain memory and sticky bits stay."""

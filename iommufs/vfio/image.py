@@ -11,6 +11,7 @@ from iommufs.vfio.hardware import (
     COMMAND,
     COMMAND_IO,
     COMMAND_MEMORY,
+    INTERRUPT_LINE,
     INTERRUPT_PIN,
     STATUS_CAPABILITIES,
 )
@@ -108,6 +109,17 @@ def power_on(description: Description) -> bytes:
         put(INTERRUPT_PIN, 1, 0)
     _put_bars(image, description)
     return bytes(image)
+
+
+def of_vf(image: bytes) -> bytes:
+    """The same without what a virtual function has not: ids, decoders, BARs, a ROM, INTx."""
+    registers = bytearray(image)
+    registers[0x00:0x04] = b"\xff" * 4
+    registers[COMMAND : COMMAND + 2] = bytes(2)
+    registers[BAR0 : BAR0 + 4 * N_BARS] = bytes(4 * N_BARS)
+    registers[ROM_BAR : ROM_BAR + 4] = bytes(4)
+    registers[INTERRUPT_LINE : INTERRUPT_PIN + 1] = bytes(2)
+    return bytes(registers)
 
 
 def _put_capabilities(image: bytearray, description: Description) -> None:
