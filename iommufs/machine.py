@@ -183,6 +183,7 @@ class Machine:
         options = dict(function.options)
         if function.model == "inert":
             options["description"] = function.description()
+            options["contents"] = function.contents
 
         def make_model(host: Host) -> Model:
             return model(host, options)

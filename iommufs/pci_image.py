@@ -23,7 +23,7 @@ EXT_CAP_SRIOV = 0x0010
 _STATUS_CAPABILITIES = 0x10
 _HEADER_BRIDGE = 1
 _LAST_CAPABILITY = 0xFC
-_ROW = re.compile(r"([0-9a-f]{2,3}):((?: [0-9a-f]{2}){16})\s*", re.ASCII)
+_ROW = re.compile(r"([0-9a-f]{2,8}):((?: [0-9a-f]{2}){16})\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -170,19 +170,28 @@ class ConfigImage:
         return count, (table & 7, table & ~7), (pending & 7, pending & ~7)
 
 
-def parse_image(lines: Iterable[str]) -> bytes:
-    """Config space from the rows of `lspci -x`, -xxx or -xxxx; lines of another form are skipped.
+def parse_rows(lines: Iterable[str], size: int) -> dict[int, bytes]:
+    """Offset → 16 bytes, from rows such as lspci prints; lines of another form are skipped.
 
-    ValueError if there is no row or one that does not belong there.
+    ValueError if there is a row that does not belong into so many bytes.
     """
     rows = {}
     for line in lines:
         match = _ROW.fullmatch(line)
         if match:
             offset = int(match[1], 16)
-            if offset % 16 or offset in rows:
+            if offset % 16 or offset in rows or offset >= size:
                 raise ValueError(f"row {match[1]} is out of place")
             rows[offset] = bytes.fromhex(match[2])
+    return rows
+
+
+def parse_image(lines: Iterable[str]) -> bytes:
+    """Config space from the rows of `lspci -x`, -xxx or -xxxx; lines of another form are skipped.
+
+    ValueError if there is no row or one that does not belong there.
+    """
+    rows = parse_rows(lines, 4096)
     if 0 not in rows:
         raise ValueError("expected rows of config space such as '000: 34 12 e8 11 …'")
     data = bytearray(4096 if max(rows) >= 256 else 256)

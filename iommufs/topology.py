@@ -39,6 +39,8 @@ class Function:
     bars        BAR number → bytes, what `vf_bars` is for the BARs of its virtual functions
     vf_image    config space of one of its virtual functions; None: the model's fields make it, or
                 there is only what is needed
+    contents    BAR number → what is in it after a reset: offset → 16 bytes, else zeros;
+                `rom_contents`: the same of its expansion ROM
     cdev        number of its vfioN; None: no VFIO device
     hot_reset   bdfs of all functions that one bus or slot reset hits, itself among them; empty:
                 there is no such reset
@@ -57,6 +59,8 @@ class Function:
     vf_bars: dict[int, int]
     vf_image: ConfigImage | None
     rom: int
+    contents: dict[int, dict[int, bytes]]
+    rom_contents: dict[int, bytes]
     reset_methods: tuple[str, ...]
     hot_reset: tuple[str, ...]
     cdev: int | None
@@ -67,6 +71,12 @@ class Function:
     @property
     def bus(self) -> int:
         return int(self.bdf[5:7], 16)
+
+    def _rom(self) -> bytes:
+        rom = bytearray(b"\xff" * self.rom)  # as long as nobody has programmed it
+        for offset, row in self.rom_contents.items():
+            rom[offset : offset + len(row)] = row
+        return bytes(rom)
 
     def description(self) -> Description:
         """What the image and the sizes say; for functions that have an image."""
@@ -92,7 +102,7 @@ class Function:
                 )
                 for number, size in self.bars.items()
             },
-            rom=b"\xff" * self.rom,  # an expansion ROM nobody has programmed
+            rom=self._rom(),
             intx=image.interrupt_pin != 0,
             msi_vectors=image.msi_vectors,
             msix_vectors=msix,

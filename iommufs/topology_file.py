@@ -14,6 +14,7 @@
     driver = "vfio-pci"               # the default; "" for none. vfio-pci gives it a cdev
     config = "default/edu.hex"        # image of its config space, beside this file
     bars = { 0 = 0x100000 }           # sizes; an inert function's only, models know their own
+    contents = { 0 = "default/x.hex" } # what is in them; likewise
     writable = { 0x44 = 0x1e03 }      # dwords of config space with unusual writable bits; likewise
     reset_methods = ["flr", "bus"]    # as in /sys/…/reset_method, default none
     reset_scope = "bus"               # whom a hot reset takes along: bus, slot or none
@@ -38,11 +39,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from iommufs.pci_image import ConfigImage, parse_image
+from iommufs.pci_image import ConfigImage, parse_image, parse_rows
 from iommufs.topology import Function, Reserved, Topology, TopologyError
 
 VFIO_DRIVER = "vfio-pci"
 ROOT_BUS = 0
+ROM = "rom"
 
 _BDF = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 
@@ -76,6 +78,7 @@ class _Function(_Struct):
     bars: dict[str, int] = {}
     writable: dict[str, int] = {}
     rom: int = 0
+    contents: dict[str, str] = {}
     vf_bars: dict[str, int] = {}
     vf_config: str | None = None
     reset_methods: tuple[
@@ -267,6 +270,7 @@ class _Resolver:
         bars = self._sizes(i, "bars", config.bars, image)
         writable = self._writable(i, config.writable, image)
         self._check_rom(i, config.rom)
+        contents = self._contents(i, config, bars)
         self._check_msix(i, image, bars, config)
         irq = config.irq
         if irq is None:
@@ -284,6 +288,8 @@ class _Resolver:
             vf_bars=self._sizes(i, "vf_bars", config.vf_bars, None),
             vf_image=self._image(i, "vf_config", config.vf_config),
             rom=config.rom,
+            contents={int(key): rows for key, rows in contents.items() if key != ROM},
+            rom_contents=contents.get(ROM, {}),
             reset_methods=config.reset_methods,
             hot_reset=self._hot_reset(i, config),
             cdev=cdev,
@@ -319,6 +325,26 @@ class _Resolver:
             if not 0 <= mask < 1 << 32:
                 raise self._fail_at(i, f"writable.{name}", "expected 32 bits")
             found[offset] = mask
+        return found
+
+    def _contents(
+        self, i: int, config: _Function, bars: dict[int, int]
+    ) -> dict[str, dict[int, bytes]]:
+        sizes = {str(number): size for number, size in bars.items()}
+        if config.rom:
+            sizes[ROM] = config.rom
+        found = {}
+        for name, file in config.contents.items():
+            if name not in sizes:
+                there = ", ".join(sizes) or "none"
+                raise self._fail_at(i, f"contents.{name}", f"expected one of its regions: {there}")
+            path = self._directory / file
+            try:
+                found[name] = parse_rows(path.read_text("ascii").splitlines(), sizes[name])
+            except OSError as error:
+                raise self._fail_at(i, f"contents.{name}", f"{path}: {error.strerror}") from None
+            except ValueError as error:
+                raise self._fail_at(i, f"contents.{name}", f"{path}: {error}") from None
         return found
 
     def _check_rom(self, i: int, rom: int) -> None:

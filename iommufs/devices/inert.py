@@ -1,10 +1,11 @@
 """`inert`: a function that is described by data alone and does nothing.
 
 It has the config space, the BARs and the interrupts of its description; its memory BARs are
-memory without a meaning (zero at first and after a reset, then whatever was stored), the same
-through a mapping and through read and write. Nobody answers on its I/O ports: they read as ones.
-It never sends an interrupt and never does DMA. The machine hands it its model.Description among
-the options.
+memory without a meaning (at first and after a reset its contents, where it has no other zero, then
+whatever was stored), the same through a mapping and through read and write. I/O ports that have
+contents read as these; nobody answers on others: they read as ones. It never sends an interrupt and
+never does DMA. The machine hands it its model.Description among the options, and the contents: BAR
+number → offset → bytes.
 """
 
 from __future__ import annotations
@@ -21,20 +22,43 @@ class Inert(Model):
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         super().__init__(host, options)
         self._description: Description = options["description"]
+        self._contents: Mapping[int, Mapping[int, bytes]] = options.get("contents", {})
+        self._ports = {
+            region: bytearray(bar.size)
+            for region, bar in self._description.bars.items()
+            if region in self._contents and not bar.mappable
+        }
+        self._is_filled = False
 
     def describe(self) -> Description:
         return self._description
 
+    def open(self) -> None:
+        if not self._is_filled:  # by a reset, or by who opened it before
+            self.reset()
+
     def read(self, region: int, offset: int, size: int) -> int:
-        if not self._description.bars[region].mappable:
+        memory = self._memory(region)
+        if memory is None:
             return (1 << 8 * size) - 1
-        return int.from_bytes(self.host.bar(region)[offset : offset + size], "little")
+        return int.from_bytes(memory[offset : offset + size], "little")
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
+        memory = self._memory(region)
+        if memory is not None:
+            memory[offset : offset + size] = value.to_bytes(size, "little")
+
+    def _memory(self, region: int) -> memoryview | bytearray | None:
         if self._description.bars[region].mappable:
-            self.host.bar(region)[offset : offset + size] = value.to_bytes(size, "little")
+            return self.host.bar(region)
+        return self._ports.get(region)
 
     def reset(self) -> None:
+        self._is_filled = True
         for region, bar in self._description.bars.items():
-            if bar.mappable:
-                self.host.bar(region)[:] = bytes(bar.size)
+            memory = self._memory(region)
+            if memory is None:
+                continue
+            memory[:] = bytes(bar.size)
+            for offset, data in self._contents.get(region, {}).items():
+                memory[offset : offset + len(data)] = data

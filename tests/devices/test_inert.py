@@ -43,6 +43,27 @@ def test_nobody_answers_on_io_ports(inert, size):
     assert inert.read(2, 0, size) == (1 << 8 * size) - 1
 
 
+CONTENTS = {0: {0x10: bytes(range(16)), 0xFF0: b"\xaa" * 16}, 2: {16: b"\x55" * 16}}
+
+
+def test_contents_are_there_at_first_and_after_a_reset(host):
+    inert = host.plug(Inert(host, {"description": DESCRIPTION, "contents": CONTENTS}))
+    for _ in range(2):
+        assert [inert.read(0, at, 4) for at in (0, 0x14, 0x20, 0xFFC)] == [
+            0,
+            0x07060504,
+            0,
+            0xAAAAAAAA,
+        ]
+        assert [inert.read(2, at, 2) for at in (0, 14, 15, 30)] == [0, 0, 0x5500, 0x5555]
+        inert.write(0, 0x14, 4, 1)
+        inert.write(2, 30, 2, 2)
+        assert (inert.read(0, 0x14, 4), inert.read(2, 30, 2)) == (1, 2)
+        inert.open()  # by somebody else; not reset in between
+        assert inert.read(0, 0x14, 4) == 1
+        inert.reset()
+
+
 def test_a_reset_clears_the_memory(inert):
     inert.write(0, 8, 4, 1)
     inert.reset()

@@ -252,3 +252,32 @@ def test_the_examples_of_the_page_are_files_that_load(load):
     smallest = re.search(r"The smallest useful file:\n\n((?:    .*\n)+)", page)[1]
     topology = load(textwrap.dedent(smallest))
     assert [f.model for f in topology.functions] == ["edu"]
+
+
+def test_contents_are_rows_of_bars_and_rom(load, tmp_path):
+    (tmp_path / "bar.hex").write_text(
+        "what it is\n00ff0: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f\n"
+    )
+    found = load(
+        function() + "bars = { 0 = 0x1000 }\nrom = 2048\n"
+        'contents = { 0 = "bar.hex", rom = "image.hex" }\n'
+    ).functions[0]
+    assert found.contents == {0: {0xFF0: bytes(range(16))}}
+    rom = found.description().rom
+    assert (rom[:4], rom[16:], len(rom)) == (bytes.fromhex("3412e811"), b"\xff" * 2032, 2048)
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ('{ 1 = "bar.hex" }', "function[0].contents.1: expected one of its regions: 0"),
+        ('{ rom = "bar.hex" }', "function[0].contents.rom: expected one of its regions: 0"),
+        ('{ 0 = "none.hex" }', "none.hex: No such file or directory"),
+        ('{ 0 = "bar.hex" }', "bar.hex: row 1000 is out of place"),
+        ("{ 0 = 5 }", "function[0].contents[...]: expected str, got int"),
+    ],
+)
+def test_faulty_contents(load, tmp_path, contents, expected):
+    (tmp_path / "bar.hex").write_text("1000:" + " 00" * 16 + "\n")
+    with pytest.raises(TopologyError, match=re.escape(expected)):
+        load(function() + f"bars = {{ 0 = 0x1000 }}\ncontents = {contents}\n")
