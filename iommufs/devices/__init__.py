@@ -1,8 +1,9 @@
 """The device models that come with iommufs, by the name a topology calls them."""
 
 from iommufs.devices.edu import Edu
+from iommufs.devices.igb import Igb
 from iommufs.devices.inert import Inert
 from iommufs.devices.testdev import Testdev
 from iommufs.vfio.model import Model
 
-MODELS: dict[str, type[Model]] = {"edu": Edu, "inert": Inert, "testdev": Testdev}
+MODELS: dict[str, type[Model]] = {"edu": Edu, "igb": Igb, "inert": Inert, "testdev": Testdev}

@@ -56,7 +56,7 @@ def test_default_has_the_cdevs_groups_and_resets_of_the_reference_guest():
         (3, "0000:02:00.1", "inert", 10, ("pm",)),
         (4, "0000:04:01.0", "edu", 11, ("bus",)),
         (5, "0000:04:02.0", "testdev", 11, ()),
-        (6, "0000:05:00.0", "inert", 12, ("flr", "pm", "bus")),
+        (6, "0000:05:00.0", "igb", 12, ("flr", "pm", "bus")),
     ]
     assert len(default.functions) == 18
     assert list(default.groups) == list(range(13))

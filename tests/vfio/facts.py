@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from iommufs import topology_file
+from iommufs.devices import MODELS
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio.model import Bar, Description
 
@@ -61,8 +62,15 @@ class Facts:
             rom=b"\xff" * self.regions.get(6, 0),
             intx=self.image[0x3D] != 0,
             config=bytes(self.image),
-            writable=TOPOLOGY.function(self.address).writable,
+            writable=self._writable(),
         )
+
+    def _writable(self):
+        """The topology says it of an inert function, a model says it itself."""
+        function = TOPOLOGY.function(self.address)
+        if function.model == "inert":
+            return function.writable
+        return MODELS[function.model](None, function.options).describe().writable
 
 
 def changed(text):
