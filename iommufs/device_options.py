@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iommufs import topology_file
-from iommufs.devices import MODELS
+from iommufs import models, topology_file
 from iommufs.topology import Topology, TopologyError
 
 _SIZE = re.compile(r"(\d+)([KMGT])", re.ASCII)
@@ -65,9 +64,10 @@ def _free_address(functions: Sequence[Any], label: str) -> str:
 def _function(text: str, label: str) -> dict[str, Any]:
     """What a [[function]] with the same meaning says."""
     model, *rest = _split(text)
-    if model not in MODELS:
-        there = ", ".join(sorted(MODELS))
-        raise TopologyError(f"{label}: model: expected one of {there}, got {model!r}")
+    try:
+        options = models.find(model).options
+    except models.ModelError as error:
+        raise TopologyError(f"{label}: model: {error}") from error
     function: dict[str, Any] = {"model": model, "options": {}}
     known = [key for key in topology_file.FUNCTION_KEYS if key not in ("model", "options")]
     for part in rest:
@@ -76,8 +76,8 @@ def _function(text: str, label: str) -> dict[str, Any]:
             raise TopologyError(f"{label}: expected KEY=VALUE, got {part!r}")
         is_option = key.startswith("options.") or key not in known
         name = key.removeprefix("options.")
-        if is_option and name not in MODELS[model].options:
-            there = ", ".join([*known, *MODELS[model].options])
+        if is_option and name not in options:
+            there = ", ".join([*known, *options])
             raise TopologyError(f"{label}: {key}: no such key; there is: {there}")
         target = function["options"] if is_option else function
         if name in target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from iommufs import models as found
 from iommufs.devices import MODELS
 from iommufs.machine import HostFunction, Machine
 from iommufs.topology import Function
@@ -51,15 +52,27 @@ def _bar(index: int, bar: Bar) -> dict[str, Any]:
 
 
 def models() -> list[dict[str, Any]]:
-    """Every model, its line of help and its options, by name."""
-    return [
-        {
-            "model": name,
-            "help": (model.__doc__ or "").strip().partition("\n")[0],
-            "options": dict(model.options),
-        }
-        for name, model in sorted(MODELS.items())
+    """Every model by name: its line of help and its options, and where it comes from.
+
+    `package` is None for our own; what cannot be used has an `error` instead of options.
+    """
+    packages = found.packages()
+    hidden = [
+        {"model": name, "package": package, "error": "the name is one of our own models"}
+        for name, package in sorted(packages.items())
+        if name in MODELS
     ]
+    return [_model(name, packages.get(name)) for name in found.names()] + hidden
+
+
+def _model(name: str, package: str | None) -> dict[str, Any]:
+    entry = {"model": name, "package": None if name in MODELS else package}
+    try:
+        model = found.find(name)
+    except found.ModelError as error:
+        return {**entry, "error": str(error)}
+    help_line = (model.__doc__ or "").strip().partition("\n")[0]
+    return {**entry, "help": help_line, "options": dict(model.options)}
 
 
 def devices_text(machine: Machine) -> str:
@@ -91,7 +104,11 @@ def models_text() -> str:
     """Each model with its options, and the keys that every function has."""
     lines = []
     for model in models():
-        lines.append(f"{model['model']}: {model['help']}")
+        package = f" ({model['package']})" if model["package"] else ""
+        if "error" in model:
+            lines.append(f"{model['model']}{package}: cannot be used: {model['error']}")
+            continue
+        lines.append(f"{model['model']}{package}: {model['help']}")
         lines += [f"    {name}: {line}" for name, line in model["options"].items()]
     keys = ", ".join(key for key in FUNCTION_KEYS if key not in ("model", "options"))
     return "\n".join([*lines, "", f"Keys of every function: {keys}"])

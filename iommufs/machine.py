@@ -12,8 +12,7 @@ from typing import Any
 import structlog
 import trio
 
-from iommufs import device_options, fast, sysfs
-from iommufs.devices import MODELS
+from iommufs import device_options, fast, models, sysfs
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, Link, lookup, place, remove
 from iommufs.iommu.amd import Amd
@@ -150,10 +149,10 @@ class Machine:
         config = slot.vf_image.data if slot.vf_image is not None else b""
 
         def make_model(host: Host) -> Model:
-            made = pf.model.make_vf(host, index)
+            made = pf.guard("make_vf", pf.model.make_vf, host, index)
             if made is None:
                 description = sriov.describe(pf, slot.vf_bars, config)
-                made = MODELS["inert"](host, {"description": description})
+                made = models.find("inert")(host, {"description": description})
             return made
 
         return PciFunction(
@@ -167,12 +166,9 @@ class Machine:
 
     def _make_function(self, function: Function) -> PciFunction:
         try:
-            model = MODELS[function.model]
-        except KeyError:
-            there = ", ".join(sorted(MODELS))
-            raise TopologyError(
-                f"{function.label}: model: expected one of {there}, got {function.model!r}"
-            ) from None
+            model = models.find(function.model)
+        except models.ModelError as error:
+            raise TopologyError(f"{function.label}: model: {error}") from error
         for name in function.options:
             if name not in model.options:
                 there = ", ".join(model.options) or "none"
@@ -198,8 +194,12 @@ class Machine:
                 group=IommuGroup(function.group),
                 config=function.image.data if function.image is not None else b"",
             )
-        except ValueError as error:
-            raise TopologyError(f"{function.label}: {function.model}: {error}") from None
+        except ValueError as error:  # which is how a model refuses an option
+            raise TopologyError(f"{function.label}: {function.model}: {error}") from error
+        except (Exception, SystemExit) as error:
+            log.debug("a device model failed", device=function.bdf, call="making", exc_info=error)
+            why = models.why(error)
+            raise TopologyError(f"{function.label}: {function.model}: {why}") from error
 
     # -- /dev -------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ FLOORS = [
     ["fast", "jobs", "caller", "ucmd", "files", "syscalls"],
     ["iommufd"],
     ["vfio"],
-    ["devices", "iommu"],
+    ["devices", "models", "iommu"],
     ["tables", "dispatch"],
     [
         "fuse",

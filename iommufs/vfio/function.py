@@ -8,19 +8,18 @@ view of it, `iommu_device` is what its DMA goes through, and `migration`, `dma_l
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
-
-import structlog
 
 from iommufs.errors import UapiError
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import image, irqs, permissions, watch
 from iommufs.vfio.bars import BarMemory
 from iommufs.vfio.config import D3HOT, ConfigSpace
+from iommufs.vfio.guard import check_value, guarded
 from iommufs.vfio.hardware import (
     COMMAND,
     COMMAND_IO,
@@ -33,8 +32,6 @@ from iommufs.vfio.hardware import (
 from iommufs.vfio.host import FunctionHost
 from iommufs.vfio.model import Model
 from iommufs.vfio.refused import RefusedDma
-
-log = structlog.get_logger(__name__)
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], Callable[[], None]]
 
@@ -76,6 +73,7 @@ class PciFunction:
         self.host = FunctionHost(self)
         self.model = make_model(self.host)
         self.description = self.model.describe()
+        image.check(self.description)
         if config:
             self.description = replace(self.description, config=config)
         registers = image.power_on(self.description)
@@ -230,19 +228,14 @@ class PciFunction:
     def io_enabled(self) -> bool:
         return bool(self.raw.read(COMMAND, 2) & COMMAND_IO)
 
-    def guard(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+    def guard(self, what: str, call: Callable[..., Any], *args: Any, **how: Any) -> Any:
         """Call the model; what goes wrong in it is its device's trouble: EIO."""
-        try:
-            return call(*args)
-        except Exception as error:
-            self.counters["model_errors"] += 1
-            log.exception("a device model failed", device=self.address, call=what)
-            raise UapiError(errno.EIO, f"the model of {self.address}: {error}") from error
+        return guarded(self.address, self.counters, what, call, *args, **how)
 
     def read_bar(self, index: int, offset: int, size: int) -> int:
         """One access of a BAR; EIO if the model fails."""
-        value = self.guard("read", self.model.read, index, offset, size)
-        return value & (1 << 8 * size) - 1
+        check = functools.partial(check_value, size=size)
+        return self.guard("read", self.model.read, index, offset, size, check=check)
 
     def write_bar(self, index: int, offset: int, size: int, value: int) -> None:
         self.guard("write", self.model.write, index, offset, size, value)

@@ -10,6 +10,7 @@ import structlog
 
 from iommufs import jobs
 from iommufs._native import ffi, lib
+from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
 from iommufs.vfio.model import DmaError
 from iommufs.vfio.refused import REASONS, is_said
@@ -198,12 +199,11 @@ class FunctionHost:
 
         async def run() -> None:
             try:
-                await task()
+                await guard.Steps(task())
             except DmaError as error:
                 self.report("a DMA engine stopped", error=str(error))
-            except Exception:
-                self._function.counters["model_errors"] += 1
-                log.exception("a device model failed", device=self._function.address, call="task")
+            except guard.FAILURES:
+                guard.report(self._function.address, self._function.counters, "task")
             finally:
                 self._cancels.discard(cancel)
 

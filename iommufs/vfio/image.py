@@ -26,6 +26,16 @@ _MSI_64BIT = 0x80
 _COMMAND_SERR = 0x100
 
 
+_IDS = {
+    "vendor": 16,
+    "device": 16,
+    "class_code": 24,
+    "revision": 8,
+    "subsystem_vendor": 16,
+    "subsystem_device": 16,
+}
+
+
 class BadDescription(ValueError):
     """A model describes something that no PCI function can be."""
 
@@ -45,8 +55,19 @@ def rom_size(description: Description) -> int:
 
 def check(description: Description) -> None:
     """BadDescription if BARs overlap or have impossible sizes, or vectors are out of range."""
+    if not isinstance(description, Description):
+        raise BadDescription(f"describe() gave {description!r}, not a Description")
+    for name, bits in _IDS.items():
+        value = getattr(description, name)
+        if not isinstance(value, int) or not 0 <= value < 1 << bits:
+            raise BadDescription(f"{name} is {value!r}, not {bits} bits")
+    for name in ("rom", "config"):
+        if not isinstance(getattr(description, name), bytes):
+            raise BadDescription(f"{name} is not of type bytes")
     taken = set()
     for index, bar in description.bars.items():
+        if not isinstance(bar, Bar) or not isinstance(bar.size, int):
+            raise BadDescription(f"BAR {index}: {bar!r}")
         smallest = 4 if bar.io else 16
         if bar.size & (bar.size - 1) or not smallest <= bar.size <= 1 << 40:
             raise BadDescription(f"BAR {index}: size {bar.size:#x}")

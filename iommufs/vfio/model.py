@@ -21,7 +21,9 @@ the world through the `Host` handed to it:
 
 Calls to a model are made one at a time, from one thread, and must not wait. What takes time (a DMA
 engine, a timer) is an async function given to `host.start`; it ends with the model's reset or its
-closing. An exception that leaves a model is reported against its device; the client sees EIO.
+closing. An exception that leaves a model is reported against its device; the client sees EIO. So is
+an answer of the wrong type or size, and a call that does not end (ModelStuck). docs/models.md shows
+all this with a whole example.
 
 Not here: files, ioctls, groups (iommufs/vfio/), page tables (native/).
 """
@@ -49,6 +51,10 @@ class DmaError(Exception):
         super().__init__(f"DMA at {iova:#x} refused: {reason}")
         self.iova = iova
         self.reason = reason
+
+
+class ModelStuck(BaseException):
+    """Ends a call to a model, or a step of its task, that has gone on for seconds."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Recorder(Model):
 
     def read(self, region, offset, size):
         self.calls.append((region, offset, size))
-        return -1
+        return (1 << 8 * size) - 1
 
     def write(self, region, offset, size, value):
         self.calls.append((region, offset, size, value))
