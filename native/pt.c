@@ -115,7 +115,8 @@ int pt_map(struct pt *pt, uint64_t iova, uint64_t phys, uint64_t length, uint32_
         table[i] = entry;
       }
       done += size;
-    } while (!pt->format->lg2 && i < N_ENTRIES && length - done >= size);
+    } while (i < N_ENTRIES && length - done >= size &&
+             (!pt->format->lg2 || leaf_lg2(iova + done, phys + done, length - done, sizes) == lg2));
   }
   return 0;
 }
@@ -163,7 +164,7 @@ static uint64_t *find_leaf(const struct pt *pt, uint64_t iova, unsigned *n, unsi
       return NULL;
     if (pt->format->is_leaf(entry, level)) {
       unsigned shift = shift_of(pt, level);
-      *lg2 = pt->format->lg2 ? pt->format->lg2(entry) : shift;
+      *lg2 = pt->format->lg2 ? pt->format->lg2(entry, shift) : shift;
       *n = 1u << (*lg2 - shift);
       return &table[i & ~(*n - 1)];
     }

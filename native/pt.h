@@ -21,7 +21,8 @@ struct pt_format {
   uint64_t *(*table)(uint64_t entry);
   uint64_t (*phys)(uint64_t entry);
   uint32_t (*prot)(uint64_t entry);
-  unsigned (*lg2)(uint64_t entry); /* of a leaf; NULL: each leaf is one entry */
+  /* Of a leaf, one of whose entries stands for 1 << shift bytes; NULL: each leaf is one entry. */
+  unsigned (*lg2)(uint64_t entry, unsigned shift);
   uint64_t dirty;                  /* the bit of a leaf that says it was written through */
 };
 

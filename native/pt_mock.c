@@ -38,7 +38,10 @@ static uint32_t prot(uint64_t entry) {
   return (entry & READ ? IOFS_READ : 0) | (entry & WRITE ? IOFS_WRITE : 0);
 }
 
-static unsigned leaf_lg2(uint64_t entry) { return (unsigned)(entry >> SIZE_SHIFT & SIZE_MASK); }
+static unsigned leaf_lg2(uint64_t entry, unsigned shift) {
+  (void)shift;
+  return (unsigned)(entry >> SIZE_SHIFT & SIZE_MASK);
+}
 
 const struct pt_format pt_mock = {11,   table_entry, leaf_entry, is_leaf, table,
                                   phys, prot,        leaf_lg2,   DIRTY};

@@ -13,6 +13,8 @@
 #define G1 (1ull << 30)
 #define ALL (K4 | M2 | G1)
 #define LAST48 ((1ull << 48) - 1)
+#define K2 (1ull << 11)
+#define EVERY (~0ull << 11 & LAST48)
 
 static uint64_t seed;
 static const struct pt_format *format;
@@ -67,7 +69,8 @@ static void test_widths(void) {
   CHECK_EQ(pt_init(&pt, format, ALL, 0xfffff), 0); /* one level: no larger leaves than pages */
   CHECK_EQ(pt.sizes, K4);
   pt_destroy(&pt);
-  CHECK_EQ(pt_init(&pt, format, K4 | 1 << 20, LAST48), -EINVAL);
+  if (!format->lg2)
+    CHECK_EQ(pt_init(&pt, format, K4 | 1 << 20, LAST48), -EINVAL);
   CHECK_EQ(pt_init(&pt, format, 0, LAST48), -EINVAL);
   CHECK_EQ(pt_init(&pt, format, K4 >> 1 | M2 >> 1, LAST48), -EINVAL);
 }
@@ -100,10 +103,10 @@ static void test_random_maps(void) {
   static unsigned run_of[N_PAGES];  /* pages of the mapping that begins here */
   struct pt pt;
   struct pt_leaf leaf;
-  uint64_t base = 5 * G1;
+  uint64_t base = 5 * G1, sizes = format->lg2 ? EVERY & -K4 : ALL;
   memset(phys_of, 0, sizeof phys_of);
   memset(run_of, 0, sizeof run_of);
-  CHECK_EQ(pt_init(&pt, format, ALL, LAST48), 0);
+  CHECK_EQ(pt_init(&pt, format, sizes, LAST48), 0);
   for (int step = 0; step < 3000; step++) {
     unsigned at = (unsigned)(test_random(&seed) % N_PAGES), n = 0;
     if (run_of[at]) {
@@ -118,7 +121,7 @@ static void test_random_maps(void) {
         continue;
       uint64_t phys = (test_random(&seed) % 64 + 1) * G1 +
                       (test_random(&seed) % 2 ? at * K4 : test_random(&seed) % 512 * K4);
-      CHECK_EQ(pt_map(&pt, base + at * K4, phys, n * K4, IOFS_READ, ALL), 0);
+      CHECK_EQ(pt_map(&pt, base + at * K4, phys, n * K4, IOFS_READ, sizes), 0);
       run_of[at] = n;
       for (unsigned i = 0; i < n; i++)
         phys_of[at + i] = phys + i * K4;
@@ -136,7 +139,8 @@ static void test_random_maps(void) {
   pt_destroy(&pt);
 }
 
-/* As the specification draws them: the next level is 3, 2, 1, and 0 in a leaf wherever it is. */
+/* As the specification draws them: the next level is 3, 2, 1, and 0 in a leaf wherever it is; 7 in
+ * leaves of other sizes, whose address tells the size. */
 static void test_entries_of_amd(void) {
   struct pt pt;
   format = &pt_amd;
@@ -153,10 +157,25 @@ static void test_entries_of_amd(void) {
   }
   CHECK_EQ(table[0], 1ull << 61 | 5 * G1 | 1);
   pt_destroy(&pt);
-}
 
-#define K2 (1ull << 11)
-#define EVERY (~0ull << 11 & LAST48)
+  struct pt_leaf leaf;
+  CHECK_EQ(pt_init(&pt, format, EVERY & -K4, (1ull << 21) - 1), 0);
+  CHECK_EQ(pt_map(&pt, K4, G1 + K4, 7 * K4, IOFS_READ, EVERY & -K4), 0);
+  CHECK_EQ(pt_map(&pt, 16 * K4, 3 * G1, 16 * K4, IOFS_WRITE, EVERY & -K4), 0);
+  CHECK_EQ(pt.root[1], 1ull << 61 | G1 | K4 | 1);
+  for (int i = 2; i < 4; i++)
+    CHECK_EQ(pt.root[i], 1ull << 61 | G1 | 0x2000 | 0xe01);
+  for (int i = 4; i < 8; i++)
+    CHECK_EQ(pt.root[i], 1ull << 61 | G1 | 0x4000 | 0x1e01);
+  for (int i = 16; i < 32; i++)
+    CHECK_EQ(pt.root[i], 1ull << 62 | 3 * G1 | 0x7e01);
+  CHECK(pt_find(&pt, 5 * K4 + 1, &leaf) && leaf.phys == G1 + 5 * K4 + 1 && leaf.length == 3 * K4 - 1);
+  CHECK(pt_find(&pt, 31 * K4, &leaf) && leaf.phys == 3 * G1 + 15 * K4 && leaf.length == K4);
+  CHECK(leaf.prot == IOFS_WRITE && !pt_find(&pt, 8 * K4, &leaf));
+  pt_unmap(&pt, K4, 7 * K4);
+  CHECK(!pt.root[4] && pt.root[16]);
+  pt_destroy(&pt);
+}
 
 /* The mock's format: any power of two, each as equal entries side by side. */
 static void test_leaves_of_every_size(void) {
@@ -178,14 +197,15 @@ static void test_leaves_of_every_size(void) {
 
 static void test_dirty_bits(void) {
   struct pt pt;
-  CHECK_EQ(pt_init(&pt, &pt_mock, EVERY, (1ull << 31) - 1), 0);
-  CHECK_EQ(pt_map(&pt, 0, 0, 2 * K4, IOFS_WRITE, K2 | K4), 0);
+  const uint64_t half = K4, whole = 2 * K4;
+  CHECK_EQ(pt_init(&pt, format, EVERY & -K4, (1ull << 31) - 1), 0);
+  CHECK_EQ(pt_map(&pt, 0, 0, 2 * whole, IOFS_WRITE, half | whole), 0);
   for (int i = 0; i < 4; i++) { /* through whichever entry of the leaf */
-    pt_set_dirty(&pt, i * K2);
-    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4, 0), 1);
-    CHECK_EQ(pt_read_dirty(&pt, (1 - i / 2) * K4, 0), 0);
-    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4 + K2, 1), 1);
-    CHECK_EQ(pt_read_dirty(&pt, i / 2 * K4, 0), 0);
+    pt_set_dirty(&pt, i * half);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * whole, 0), 1);
+    CHECK_EQ(pt_read_dirty(&pt, (1 - i / 2) * whole, 0), 0);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * whole + half, 1), 1);
+    CHECK_EQ(pt_read_dirty(&pt, i / 2 * whole, 0), 0);
   }
   pt_set_dirty(&pt, 0);
   pt_set_dirty(&pt, G1); /* nothing is mapped there */
@@ -207,6 +227,9 @@ int main(int argc, char **argv) {
   }
   RUN(test_entries_of_amd);
   RUN(test_leaves_of_every_size);
+  format = &pt_mock;
+  RUN(test_dirty_bits);
+  format = &pt_amd;
   RUN(test_dirty_bits);
   return 0;
 }

@@ -19,7 +19,8 @@ HYPERTRANSPORT = ReservedRegion(0xFD00000000, 0xFFFFFFFFFF, RegionType.RESERVED)
 EXTENDED_FEATURE = 0x29D7
 EXTENDED_FEATURE_2 = 0
 
-PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+# Every power of two from 4 KiB on that the format has, but 512 GiB, which Linux leaves out.
+PAGE_SIZES = 0x000FFF7FFFFFF000
 
 
 class Amd(Iommu):

@@ -114,6 +114,9 @@ def test_the_iommu_of_amd_has_its_own_name_and_holes(load):
         b"0x00000000fee00000 0x00000000feefffff msi\n"
         b"0x000000fd00000000 0x000000ffffffffff reserved\n"
     )
+    # What the guest's VFIO_IOMMU_GET_INFO says of an attached IOAS.
+    domain = made.iommu.domain_alloc_paging(made.devices[0].function, 0)
+    assert domain.page_sizes == 0x000FFF7FFFFFF000
 
 
 def test_test_ops_are_off_unless_switched_on(load):
