@@ -149,7 +149,7 @@ class Machine:
         config = slot.vf_image.data if slot.vf_image is not None else b""
 
         def make_model(host: Host) -> Model:
-            made = pf.guard("make_vf", pf.model.make_vf, host, index)
+            made = pf.model.make_vf(host, index)
             if made is None:
                 description = sriov.describe(pf, slot.vf_bars, config)
                 made = models.find("inert")(host, {"description": description})

@@ -66,15 +66,18 @@ class VirtualFunctions:
             await dev.driver.sriov_configure(dev, count)
 
     def enable(self, dev: PciDev, count: int, on_add: Callable[[PciDev], None]) -> None:
-        """Make so many; `on_add` is told of each before it gets a driver. As Sriov.check()."""
+        """Make so many; `on_add` is told of each before it gets a driver.
+
+        As Sriov.check(); EIO if the model of one of them fails: then there are none.
+        """
         capability = self.capability(dev)
         assert capability is not None, "the function has the attribute"
         capability.check(count, self._last_bus(dev))
         if any(capability.address(i) in self._bus.devs for i in range(count)):
             raise UapiError(errno.EEXIST, "the address of a virtual function is taken")
+        insides = [capability.function(index) for index in range(count)]
         capability.enable(count)
-        for index in range(count):
-            inside = capability.function(index)
+        for index, inside in enumerate(insides):
             vf = PciDev(_slot(dev.slot, inside), inside, physfn=dev, vf_index=index)
             dev.virtfns.append(vf)
             on_add(vf)

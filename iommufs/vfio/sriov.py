@@ -89,7 +89,7 @@ class Sriov:
     def function(self, index: int) -> PciFunction:
         """Virtual function `index`, as after power-on."""
         if index not in self._vfs:
-            self._vfs[index] = self._make_vf(index)
+            self._vfs[index] = self._pf.guard("make_vf", self._make_vf, index)
         self._vfs[index].power_cycle()
         return self._vfs[index]
 

@@ -1,5 +1,6 @@
 """Models that packages ship: found by name, and each fault is one line that says whose it is."""
 
+import errno
 import itertools
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from iommufs import listing, machine, models
 from iommufs.devices import MODELS
+from iommufs.errors import UapiError
 from iommufs.topology import TopologyError
 from tests.packages import install
 
@@ -158,3 +160,23 @@ def test_a_model_that_cannot_describe_itself(ship, text, what):
 def test_a_model_that_cannot_be_made(ship, text, what):
     ship(GOOD + "        def __init__(self, host, options):\n            " + text)
     assert what in fault("answer")
+
+
+@pytest.mark.logs("a device model failed")
+@pytest.mark.parametrize("made", [None, "no model"])
+def test_a_virtual_function_that_cannot_be_made(monkeypatch, made, log_lines):
+    """EIO for who asks for them, and there are none."""
+    machine_ = machine.load(None)
+    dev = machine_.bus.devs["0000:05:00.0"]
+    model = dev.inside.model
+    broken = {"make_vf": lambda host, index: made} if made else {"make_vf": lambda *args: 1 // 0}
+    monkeypatch.setattr(model, "make_vf", broken["make_vf"])
+    with pytest.raises(UapiError) as caught:
+        machine_.virtual_functions.enable(dev, 2, lambda vf: None)
+    assert caught.value.errno == errno.EIO
+    assert dev.virtfns == []
+    assert machine_.virtual_functions.capability(dev).enabled == 0
+    assert (log_lines[0]["device"], log_lines[0]["call"]) == ("0000:05:00.0", "make_vf")
+    monkeypatch.undo()
+    machine_.virtual_functions.enable(dev, 2, lambda vf: None)
+    assert len(dev.virtfns) == 2
