@@ -25,7 +25,7 @@ from iommufs.iommufd.mmap import Arena
 from iommufs.pci_bus import HostDriver, HostFunction, PciBus, PciDev, PciId
 from iommufs.pci_sriov import VirtualFunctions
 from iommufs.topology import Function, Topology, TopologyError
-from iommufs.vfio import refused, reset, sriov, watch
+from iommufs.vfio import native, refused, reset, sriov, watch
 from iommufs.vfio.device import VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
@@ -255,6 +255,7 @@ class Machine:
         """Until cancelled; the models' tasks end with it."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(refused.pump)
+            self._nursery.start_soon(native.pump)
             await watch.pump()
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> Callable[[], None]:

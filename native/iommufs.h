@@ -397,6 +397,61 @@ struct iofs_fast_counts {
   uint64_t reads_by_readers, others; /* others: all that pyfuse3 answers */
 };
 void iofs_fast_counts(struct iofs_fast_counts *out);
+/* ---- device: models in C (native/device.h is their side) ---------------------------------------
+ *
+ * A route is where the DMA of an IOMMU group goes: its domain, or NULL for nowhere. The functions of
+ * a group share one.
+ */
+struct iofs_route;
+struct iofs_device;
+
+struct iofs_route *iofs_route_new(void); /* NULL: ENOMEM */
+void iofs_route_put(struct iofs_route *route);
+void iofs_route_set(struct iofs_route *route, struct iofs_domain *domain);
+
+/* The model of this name, in a shared library or (NULL) among our own. options end with NULL.
+ * EINVAL, ENOMEM; `error` gets a line that says why. The cookie names the device in events; refused
+ * outlives the device. */
+int iofs_device_new(const char *library, const char *name, const char *const *options,
+                    uint64_t cookie, struct iofs_refused *refused, char *error, size_t size,
+                    struct iofs_device **out);
+void iofs_device_free(struct iofs_device *device);
+
+/* What it is connected to. memory: of a mappable BAR, until the device is freed. */
+void iofs_device_set_bar(struct iofs_device *device, uint32_t bar, void *memory, uint64_t size);
+void iofs_device_set_route(struct iofs_device *device, struct iofs_route *route);
+void iofs_device_set_bus_master(struct iofs_device *device, int on);
+
+/* Power on, again if it is on: ENOMEM, EAGAIN. Stop waits for the thread, if a client's memory does
+ * not answer only for a moment; in any case nothing is seen or heard of it any more, but for the one
+ * access that it may be stuck in. */
+int iofs_device_start(struct iofs_device *device);
+void iofs_device_stop(struct iofs_device *device);
+
+uint64_t iofs_device_read(struct iofs_device *device, uint32_t bar, uint64_t offset, uint32_t size);
+void iofs_device_write(struct iofs_device *device, uint32_t bar, uint64_t offset, uint32_t size,
+                       uint64_t value);
+
+/* Interrupts: messages go straight to the eventfd of their vector (-1: none; the fd stays the
+ * caller's), or become events. */
+enum iofs_device_messages { IOFS_MESSAGES_OFF, IOFS_MESSAGES_DIRECT, IOFS_MESSAGES_BY_EVENT };
+
+void iofs_device_set_messages(struct iofs_device *device, uint32_t mode);
+int iofs_device_set_vector(struct iofs_device *device, uint32_t vector, int fd); /* ENOMEM */
+int iofs_device_line(struct iofs_device *device); /* level of the INTx line */
+
+enum iofs_device_event_kind { IOFS_DEVICE_LINE, IOFS_DEVICE_MESSAGE, IOFS_DEVICE_REPORT };
+
+struct iofs_device_event {
+  uint64_t cookie;
+  uint32_t kind;   /* enum iofs_device_event_kind */
+  uint32_t vector; /* MESSAGE */
+  uint64_t n_lost; /* REPORT: others that had no room */
+  char text[128];
+};
+
+int iofs_device_event_fd(void); /* an eventfd, readable while there is an event */
+int iofs_device_next_event(struct iofs_device_event *out); /* 1: written; 0: none */
 
 /* ---- transport: /dev/fuse ---------------------------------------------------------------------
  *

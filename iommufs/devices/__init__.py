@@ -3,7 +3,14 @@
 from iommufs.devices.edu import Edu
 from iommufs.devices.igb import Igb
 from iommufs.devices.inert import Inert
+from iommufs.devices.nvme import Nvme
 from iommufs.devices.testdev import Testdev
 from iommufs.vfio.model import Model
 
-MODELS: dict[str, type[Model]] = {"edu": Edu, "igb": Igb, "inert": Inert, "testdev": Testdev}
+MODELS: dict[str, type[Model]] = {
+    "edu": Edu,
+    "igb": Igb,
+    "inert": Inert,
+    "nvme": Nvme,
+    "testdev": Testdev,
+}

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from iommufs._native import lib
+from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.hwpt import Hwpt, HwptNested, HwptPaging
@@ -128,6 +128,7 @@ class Device(Object):
         if not attached.devices:
             del self.group.attached[pasid]
             self._set_domain(pasid, None)
+            self._show_route(pasid)
             hwpt.discard_faults(self.group, pasid)
         if pasid == RID:
             self._release_regions(hwpt.paging.ioas)
@@ -181,6 +182,7 @@ class Device(Object):
                     self._release_regions(hwpt.paging.ioas)
                 raise
             attached = self.group.attached[pasid] = Attachment(hwpt)
+            self._show_route(pasid)
         attached.devices.append(self)
         hwpt.get()
         self.get()
@@ -206,6 +208,7 @@ class Device(Object):
                 device._release_regions(ioas)
             raise
         attached.hwpt = hwpt
+        self._show_route(pasid)
         old.discard_faults(self.group, pasid)
         for device in devices:
             if moves:
@@ -236,6 +239,11 @@ class Device(Object):
             raise UapiError(errno.EINVAL, f"PASID {pasid} of {n_pasids}")
         if n_pasids:
             self.iommu.set_dev_pasid(self.function, pasid, domain)
+
+    def _show_route(self, pasid: int) -> None:
+        """Models in C do DMA by themselves: let it go where ours goes."""
+        if pasid == RID:
+            lib.iofs_route_set(self._iommu_group.route, self.domain or ffi.NULL)
 
     def fault_hwpt(self, pasid: int) -> tuple[Hwpt, int] | None:
         """Whose faults those with a PASID are, and for which PASID that is attached.

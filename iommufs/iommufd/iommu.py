@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import trio
 
 from iommufs import uapi
-from iommufs._native import ffi
+from iommufs._native import ffi, lib
 from iommufs.errors import UapiError
 
 
@@ -68,10 +68,13 @@ class IommuGroup:
     """Functions that the IOMMU cannot tell apart. Their DMA belongs to one owner at a time.
 
     The machine's own drivers are one owner together: None.
+
+    route  where their DMA goes, for models in C
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.route = ffi.gc(lib.iofs_route_new(), lib.iofs_route_put)
         self._owner: Any = None
         self._claims = 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Collection
 from typing import Any
 
 from iommufs._native import ffi, lib
@@ -46,6 +47,14 @@ class BarMemory:
     def view(self, region: int) -> memoryview:
         """The bytes of a mappable region, as clients see them."""
         return memoryview(self._maps[region])[: self._sizes[region]]
+
+    def mapped(self) -> Collection[int]:
+        """The regions that have memory."""
+        return self._maps.keys()
+
+    def memory(self, region: int) -> Any:
+        """The same as a C buffer."""
+        return ffi.from_buffer(self._maps[region])
 
     def store(self, region: int, offset: int, size: int, value: int) -> None:
         """Leave a value for clients; a watch on it does not take it for a client's store."""

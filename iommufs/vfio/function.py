@@ -31,6 +31,7 @@ from iommufs.vfio.hardware import (
 )
 from iommufs.vfio.host import FunctionHost
 from iommufs.vfio.model import Model
+from iommufs.vfio.native import NativeDevice
 from iommufs.vfio.refused import RefusedDma
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], Callable[[], None]]
@@ -70,6 +71,7 @@ class PciFunction:
         self.vf_ids = vf_ids
         self.counters: Counter[str] = Counter()
         self.refused = RefusedDma(address)
+        self.native: NativeDevice | None = None  # the inside, if it is C
         self.host = FunctionHost(self)
         self.model = make_model(self.host)
         self.description = self.model.describe()
@@ -92,6 +94,9 @@ class PciFunction:
         self.low_power: Any = None  # LowPower
         self.dmabufs: Any = None  # BarDmabufs
         self._capabilities = {cap.id: cap for cap in self.raw.owned if not cap.extended}
+        if self.native:
+            self.native.connect()
+            self.raw.changed = self.native.registers_changed
 
     # ---- life with a client
 
@@ -289,6 +294,11 @@ class PciFunction:
             return None
         flags = self.raw.read(cap.offset + permissions.MSI_FLAGS, 2)
         return cap.offset + (16 if flags & 0x80 else 12) if flags & 0x100 else None
+
+    @property
+    def masks_msi(self) -> bool:
+        """Whether MSI has mask bits."""
+        return self._msi_masks() is not None
 
     def hold_msi(self, vector: int) -> bool:
         """Whether a vector is masked; if so it is pending now."""

@@ -5,7 +5,7 @@ are memory (seen with the oracle's functions; real devices differ). What a clien
 is another room: config.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio.capabilities import u16, u32
@@ -31,7 +31,10 @@ class RawConfig:
     data      the bytes; what the hardware changes by itself is set here directly
     writable  bits that keep what is written
     clearable bits that a write of 1 clears
+    changed   called after registers have changed
     """
+
+    changed: Callable[[], None] | None = None
 
     def __init__(self, image: bytes, writable: Mapping[int, int] | None = None) -> None:
         """`writable`: dwords (by offset) whose mask is not what their capability says."""
@@ -77,11 +80,17 @@ class RawConfig:
             mask = self.writable[at]
             kept = self.data[at] & ~mask | byte & mask
             self.data[at] = kept & ~(byte & self.clearable[at])
+        self._tell()
 
     def set_bits(self, offset: int, size: int, mask: int, on: bool) -> None:
         """A change that the hardware makes by itself, whatever may be written."""
         value = self.read(offset, size)
         self._set(self.data, offset, size, value | mask if on else value & ~mask)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.changed:
+            self.changed()
 
     def _kept_registers(self) -> list[slice]:
         """The header and the capabilities, but for error reporting, whose bits are sticky."""
@@ -99,6 +108,7 @@ class RawConfig:
         """Registers as they were then; plain memory and sticky bits stay as they are."""
         for span in self._kept_registers():
             self.data[span] = saved[span]
+        self._tell()
 
     def power_on_again(self) -> None:
         """Everything as it was at first."""

@@ -13,6 +13,7 @@ from iommufs._native import ffi, lib
 from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
 from iommufs.vfio.model import DmaError
+from iommufs.vfio.native import NativeDevice
 from iommufs.vfio.refused import REASONS, is_said
 
 log = structlog.get_logger(__name__)
@@ -215,6 +216,11 @@ class FunctionHost:
         for cancel in list(self._cancels):
             cancel()
         self._cancels.clear()
+
+    def load_native(self, library: str | None, name: str, options: Sequence[str]) -> NativeDevice:
+        """The function's model in C; ValueError."""
+        self._function.native = NativeDevice(self._function, library, name, options)
+        return self._function.native
 
     def report(self, event: str, **details: Any) -> None:
         """Say something about this device in the log."""

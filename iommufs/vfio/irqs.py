@@ -195,10 +195,19 @@ class Irqs:
             return
         if self.kind == MSI and vector >= self._n_vectors:
             raise UapiError(errno.EINVAL, f"MSI vector {vector} of {self._n_vectors}")
-        self._vectors[vector] = take(fd)
+        eventfd = take(fd)
+        if native := self._function.native:
+            try:
+                native.set_vector(vector, eventfd.fd)
+            except UapiError:
+                eventfd.close()
+                raise
+        self._vectors[vector] = eventfd
 
     def _drop_vector(self, vector: int) -> None:
         if eventfd := self._vectors.pop(vector, None):
+            if native := self._function.native:
+                native.set_vector(vector, None)
             eventfd.close()
 
     def disable_vectors(self) -> None:

@@ -118,6 +118,20 @@ class Description:
     dma_logging: bool = False
 
 
+class Native(Protocol):
+    """A model in C. What it lacks of a Model is in C too: DMA, interrupts, stores to mappings."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def read(self, region: int, offset: int, size: int) -> int: ...
+
+    def write(self, region: int, offset: int, size: int, value: int) -> None: ...
+
+
 class Host(Protocol):
     """What a model may ask of the machine around it."""
 
@@ -168,6 +182,9 @@ class Host(Protocol):
 
     def wake(self) -> None:
         """Ask for power (PME): a client that let the device sleep with an eventfd is told."""
+
+    def load_native(self, library: str | None, name: str, options: Sequence[str]) -> Native:
+        """The model in C of this name, see NativeModel; ValueError."""
 
     def report(self, event: str, **details: Any) -> None:
         """Say something about this device in the log."""
@@ -259,3 +276,37 @@ class Model:
         description do not count: they are the capability's. Its BARs are sized as described there.
         """
         return None
+
+
+class NativeModel(Model):
+    """Base of models whose inside is C (native/device.h): only what describes them is Python.
+
+    library        path of a shared library; None: it is one of those that come with iommufs
+    symbol         name of the struct iommufs_model in there
+    native_options() what its create() gets, "key=value" each, from `options`: ValueError
+    """
+
+    library: ClassVar[str | None] = None
+    symbol: ClassVar[str]
+
+    def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
+        super().__init__(host, options)
+        self.native = host.load_native(self.library, self.symbol, self.native_options(options))
+
+    def native_options(self, options: Mapping[str, Any]) -> Sequence[str]:
+        return [f"{key}={value}" for key, value in options.items()]
+
+    def open(self) -> None:
+        self.native.open()
+
+    def close(self) -> None:
+        self.native.close()
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        return self.native.read(region, offset, size)
+
+    def write(self, region: int, offset: int, size: int, value: int) -> None:
+        self.native.write(region, offset, size, value)
+
+    def reset(self) -> None:
+        self.native.reset()

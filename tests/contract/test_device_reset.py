@@ -41,7 +41,7 @@ async def test_config_space_survives_a_reset(vfio, index):
 
 
 async def test_memory_of_the_device_does_not(vfio):
-    df = await vfio.bound(NVME)
+    df = await vfio.bound(NIC0)
     await vfio.pwrite(df, b"left", 0)
     await vfio.ioctl(df, uapi.VFIO_DEVICE_RESET)
     assert await vfio.pread(df, 4, 0) == bytes(4)

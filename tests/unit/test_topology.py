@@ -51,7 +51,7 @@ def test_default_has_the_cdevs_groups_and_resets_of_the_reference_guest():
     with_cdev = [f for f in default.functions if f.cdev is not None]
     assert [(f.cdev, f.bdf, f.model, f.group, f.reset_methods) for f in with_cdev] == [
         (0, "0000:00:06.0", "edu", 5, ()),
-        (1, "0000:01:00.0", "inert", 9, ("flr", "bus")),
+        (1, "0000:01:00.0", "nvme", 9, ("flr", "bus")),
         (2, "0000:02:00.0", "inert", 10, ("pm", "bus")),
         (3, "0000:02:00.1", "inert", 10, ("pm",)),
         (4, "0000:04:01.0", "edu", 11, ("bus",)),
@@ -90,17 +90,17 @@ def test_default_hot_resets_hit_whole_buses_and_nothing_on_the_root_bus():
 
 
 def test_default_descriptions_say_what_the_images_say():
-    description = topology_file.default().function("0000:01:00.0").description()
-    assert (description.vendor, description.device) == (0x1B36, 0x0010)
-    assert description.class_code == 0x010802
+    description = topology_file.default().function("0000:02:00.0").description()
+    assert (description.vendor, description.device) == (0x8086, 0x10D3)
+    assert description.class_code == 0x020000
     assert description.intx
-    assert description.msi_vectors == 0
-    assert description.msix_vectors == 65
-    assert description.msix_table == (0, 0x2000)
-    assert description.msix_pba == (0, 0x3000)
+    assert description.msi_vectors == 1
+    assert description.msix_vectors == 5
+    assert description.msix_table == (3, 0)
+    assert description.msix_pba == (3, 0x2000)
     assert len(description.config) == 4096
     bar = description.bars[0]
-    assert (bar.size, bar.mappable, bar.io, bar.bits64) == (0x4000, True, False, True)
+    assert (bar.size, bar.mappable, bar.io, bar.bits64) == (0x20000, True, False, False)
 
     virtio = topology_file.default().function("0000:00:1c.0").description()
     assert virtio.bars[0].io

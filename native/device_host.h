@@ -1,0 +1,111 @@
+/*
+ * The machine around models in C (device.h), shared by the device_*.c.
+ *
+ * Locks, in this order: that of a device, of its route, of its interrupts, of all events.
+ */
+#ifndef IOFS_DEVICE_HOST_H
+#define IOFS_DEVICE_HOST_H
+
+#include <pthread.h>
+
+#include "device.h"
+#include "iommufs.h"
+
+#define N_BARS 6
+
+struct bar {
+  unsigned char *memory; /* NULL: clients cannot map it */
+  uint64_t size;
+};
+
+/* What Python has still to hear of; under the lock of device_events.c. */
+struct device_events {
+  struct iofs_device *next; /* of those with something to say */
+  int queued, line_changed;
+  uint32_t messages; /* MSI vectors, a bit each */
+  char report[128];  /* empty: none */
+  uint64_t n_reports_lost;
+};
+
+struct device_irqs {
+  pthread_mutex_t lock;
+  int mode;       /* enum iofs_device_messages */
+  int *vectors;   /* eventfds, -1 where there is none */
+  unsigned n_vectors;
+  int level; /* of the INTx line */
+};
+
+struct iofs_device {
+  _Atomic uint32_t refs; /* one for Python, one for each life */
+  const struct iommufs_model *model;
+  void *instance; /* what model->create() made */
+  void *library;
+  uint64_t cookie;
+  pthread_mutex_t lock; /* recursive; what read() and write() of the model run under */
+  _Atomic uint32_t n_visitors; /* threads that want it and are not that of the life */
+  struct bar bars[N_BARS];
+  struct life *life; /* NULL: nobody has opened the function */
+  _Atomic int bus_master;
+  struct iofs_route *_Atomic route;
+  struct iofs_refused *refused;
+  struct device_irqs irqs;
+  struct device_events events;
+};
+
+struct word {
+  unsigned char *memory;
+  uint64_t offset, seen, loaded;
+  uint64_t missed; /* a store of a client that one of the model fell upon, if has_missed */
+  uint32_t bar, size;
+  int has_missed;
+};
+
+/* One power-on. All but `ended` is under the lock of the device. */
+struct life {
+  struct iommufs_device handle; /* first: what the model is given */
+  struct iofs_device *device;
+  void *state;
+  _Atomic int ended;
+  int woken;
+  int *finished; /* of whoever waits for the end; may be NULL */
+  pthread_cond_t wake;
+  struct word *words;
+  size_t n_words;
+};
+
+static inline struct life *life_of(struct iommufs_device *handle) {
+  return (struct life *)(void *)handle;
+}
+
+/* device_life.c */
+int life_begin(struct iofs_device *device); /* ENOMEM, EAGAIN: no thread */
+void life_stop(struct iofs_device *device); /* waits a moment for its end */
+void life_scan(struct life *life);
+void life_wake(struct life *life);
+void life_store(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size,
+                uint64_t value);
+uint64_t life_load(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size);
+int life_watch(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size);
+
+/* device.c */
+void device_put(struct iofs_device *device);
+void device_enter(struct iofs_device *device); /* take its lock before its own thread does */
+void device_leave(struct iofs_device *device);
+extern const struct iommufs_device_calls device_calls;
+
+/* device_dma.c */
+int device_dma_read(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length);
+int device_dma_write(struct iommufs_device *handle, uint64_t iova, const void *buf, size_t length);
+void route_get(struct iofs_route *route);
+
+/* device_irq.c */
+void device_irqs_init(struct device_irqs *irqs);
+void device_irqs_destroy(struct device_irqs *irqs);
+void device_message(struct iommufs_device *handle, unsigned vector);
+void device_line(struct iommufs_device *handle, int level);
+void device_drop_line(struct iofs_device *device);
+int device_messages_on(struct iommufs_device *handle);
+void device_report(struct iommufs_device *handle, const char *text);
+void device_events_forget(struct iofs_device *device);
+
+#endif

@@ -1,0 +1,287 @@
+/*
+ * Lives of devices (device.h): the thread that works for one, and the words of BAR memory in which
+ * it looks for stores of clients.
+ *
+ * A scan loads the words from the last to the first and reports what changed from the first to the
+ * last: a scan that loads a new doorbell loads what was stored before it too.
+ */
+#define _GNU_SOURCE
+#include <assert.h>
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <time.h>
+
+#include "alloc.h"
+#include "device_host.h"
+
+/* After work there is likely to be more soon: this long the thread looks again and again. */
+#define SPIN_NS 200000ull
+/* Then it sleeps between two looks, for a part of the time without work, at most so long. */
+#define IDLE_PART 16
+#define MAX_SLEEP_NS 10000000ull
+/* The end of a life is waited for that long: a client's memory may not answer at all. */
+#define PATIENCE_NS 20000000ull
+
+static uint64_t now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static struct timespec time_of(uint64_t ns) {
+  return (struct timespec){(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+}
+
+static void init_cond(pthread_cond_t *cond) {
+  pthread_condattr_t attr;
+  pthread_condattr_init(&attr);
+  pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+  pthread_cond_init(cond, &attr);
+  pthread_condattr_destroy(&attr);
+}
+
+/* ---- words ------------------------------------------------------------------------------------ */
+
+static uint64_t load(const unsigned char *memory, uint32_t size) {
+  return size == 8 ? __atomic_load_n((const uint64_t *)(const void *)memory, __ATOMIC_ACQUIRE)
+                   : __atomic_load_n((const uint32_t *)(const void *)memory, __ATOMIC_ACQUIRE);
+}
+
+/* What was there before. */
+static uint64_t exchange(unsigned char *memory, uint32_t size, uint64_t value) {
+  if (size == 8)
+    return __atomic_exchange_n((uint64_t *)(void *)memory, value, __ATOMIC_ACQ_REL);
+  return __atomic_exchange_n((uint32_t *)(void *)memory, (uint32_t)value, __ATOMIC_ACQ_REL);
+}
+
+/* Where a word of BAR memory is; NULL: this life has none any more. */
+static unsigned char *place(const struct life *life, unsigned bar, uint64_t offset, unsigned size) {
+  const struct bar *there = &life->device->bars[bar];
+  assert(bar < N_BARS && (size == 4 || size == 8) && offset % size == 0);
+  if (life->ended || !there->memory)
+    return NULL;
+  assert(offset + size <= there->size);
+  return there->memory + offset;
+}
+
+void life_scan(struct life *life) {
+  int changed = 0;
+  for (size_t i = life->n_words; i--;) {
+    struct word *word = &life->words[i];
+    word->loaded = load(word->memory, word->size);
+    changed |= word->loaded != word->seen || word->has_missed;
+  }
+  for (size_t i = 0; changed && i < life->n_words; i++) {
+    struct word *word = &life->words[i];
+    uint64_t value = word->has_missed ? word->missed : word->loaded;
+    if (word->loaded == word->seen && !word->has_missed)
+      continue;
+    if (word->has_missed)
+      word->has_missed = 0; /* what was loaded is for the next scan, if it is still there */
+    else
+      word->seen = word->loaded;
+    life->device->model->write(life->state, word->bar, word->offset, word->size, value);
+    life->woken = 1;
+  }
+}
+
+static struct word *find_word(struct life *life, unsigned bar, uint64_t offset, unsigned size) {
+  for (size_t i = 0; i < life->n_words; i++) {
+    struct word *word = &life->words[i];
+    if (word->bar == bar && word->offset < offset + size && offset < word->offset + word->size) {
+      assert(word->offset == offset && word->size == size);
+      return word;
+    }
+  }
+  return NULL;
+}
+
+/* The model stored `value`. If what was there before is not what was last seen, a client stored it
+ * and no scan has met it: it is gone from the memory, but not lost. */
+static void take_store(struct word *word, uint64_t before, uint64_t value) {
+  if (before != word->seen) {
+    word->missed = before;
+    word->has_missed = 1;
+  }
+  word->seen = word->loaded = word->size == 8 ? value : (uint32_t)value;
+}
+
+int life_watch(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size) {
+  struct life *life = life_of(handle);
+  int err = 0;
+  pthread_mutex_lock(&life->device->lock);
+  unsigned char *memory = place(life, bar, offset, size);
+  struct word *words = memory ? alloc_array(life->n_words + 1, sizeof *words) : NULL;
+  if (!memory)
+    err = -ECANCELED;
+  else if (!words)
+    err = -ENOMEM;
+  else {
+    for (size_t i = 0; i < life->n_words; i++)
+      words[i] = life->words[i];
+    words[life->n_words] = (struct word){
+        .memory = memory, .offset = offset, .bar = bar, .size = size, .seen = load(memory, size)};
+    alloc_free(life->words);
+    life->words = words;
+    life->n_words++;
+  }
+  pthread_mutex_unlock(&life->device->lock);
+  return err;
+}
+
+void life_store(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size,
+                uint64_t value) {
+  struct life *life = life_of(handle);
+  pthread_mutex_lock(&life->device->lock);
+  unsigned char *memory = place(life, bar, offset, size);
+  if (memory) {
+    struct word *word = find_word(life, bar, offset, size);
+    uint64_t before = exchange(memory, size, value);
+    if (word)
+      take_store(word, before, value);
+  }
+  pthread_mutex_unlock(&life->device->lock);
+}
+
+uint64_t life_load(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size) {
+  struct life *life = life_of(handle);
+  pthread_mutex_lock(&life->device->lock);
+  const unsigned char *memory = place(life, bar, offset, size);
+  uint64_t value = memory ? load(memory, size) : 0;
+  pthread_mutex_unlock(&life->device->lock);
+  return value;
+}
+
+/* ---- the thread ------------------------------------------------------------------------------- */
+
+void life_wake(struct life *life) {
+  life->woken = 1;
+  pthread_cond_signal(&life->wake);
+}
+
+/* With the lock held: until it is time to look again. `idle`: how long there was no work. */
+static void back_off(struct life *life, uint64_t now, uint64_t idle) {
+  uint64_t sleep = idle / IDLE_PART < MAX_SLEEP_NS ? idle / IDLE_PART : MAX_SLEEP_NS;
+  struct timespec until = time_of(now + sleep);
+  if (!life->woken && !life->ended)
+    pthread_cond_timedwait(&life->wake, &life->device->lock, &until);
+}
+
+static void let_others_in(struct iofs_device *device) {
+  pthread_mutex_unlock(&device->lock);
+  do
+    sched_yield();
+  while (device->n_visitors);
+  pthread_mutex_lock(&device->lock);
+}
+
+/* Look for work and do it, until the life ends. With the lock held. */
+static void work(struct life *life) {
+  struct iofs_device *device = life->device;
+  uint64_t last_work = now_ns();
+  while (!life->ended) {
+    life_scan(life);
+    int busy = life->woken;
+    life->woken = 0;
+    pthread_mutex_unlock(&device->lock);
+    busy |= device->model->poll(life->state) != 0;
+    pthread_mutex_lock(&device->lock);
+    if (busy && !device->n_visitors) {
+      last_work = 0;
+      continue;
+    }
+    uint64_t now = now_ns();
+    if (busy || !last_work)
+      last_work = now;
+    if (now - last_work < SPIN_NS)
+      let_others_in(device);
+    else
+      back_off(life, now, now - last_work);
+  }
+}
+
+static void discard(struct life *life) {
+  pthread_cond_destroy(&life->wake);
+  alloc_free(life->words);
+  alloc_free(life);
+}
+
+static void *run(void *life_) {
+  struct life *life = life_;
+  struct iofs_device *device = life->device;
+  pthread_mutex_lock(&device->lock);
+  work(life);
+  pthread_mutex_unlock(&device->lock);
+  device->model->end(life->state);
+  pthread_mutex_lock(&device->lock);
+  if (life->finished) {
+    *life->finished = 1;
+    pthread_cond_broadcast(&life->wake);
+    pthread_mutex_unlock(&device->lock); /* who waits frees it */
+  } else {
+    pthread_mutex_unlock(&device->lock);
+    discard(life);
+  }
+  device_put(device);
+  return NULL;
+}
+
+static int start_thread(struct life *life) {
+  pthread_attr_t attr;
+  sigset_t all, before;
+  pthread_t thread;
+  pthread_attr_init(&attr);
+  pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+  pthread_attr_setstacksize(&attr, 512 << 10);
+  sigfillset(&all);
+  sigdelset(&all, SIGBUS); /* guard.c: a client's file may end while we copy */
+  pthread_sigmask(SIG_SETMASK, &all, &before); /* the others are for the program's own threads */
+  int err = pthread_create(&thread, &attr, run, life);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  pthread_attr_destroy(&attr);
+  return -err;
+}
+
+int life_begin(struct iofs_device *device) {
+  struct life *life = alloc_zeroed(sizeof *life);
+  if (!life)
+    return -ENOMEM;
+  life->handle.calls = &device_calls;
+  life->device = device;
+  init_cond(&life->wake);
+  life->state = device->model->start(device->instance, &life->handle);
+  if (!life->state) {
+    discard(life);
+    return -ENOMEM;
+  }
+  device->refs++;
+  int err = start_thread(life);
+  if (err) {
+    device->model->end(life->state);
+    device->refs--;
+    discard(life);
+    return err;
+  }
+  device->life = life;
+  return 0;
+}
+
+void life_stop(struct iofs_device *device) {
+  struct life *life = device->life;
+  struct timespec until = time_of(now_ns() + PATIENCE_NS);
+  int finished = 0, err = 0;
+  if (!life)
+    return;
+  device->life = NULL;
+  life->ended = 1;
+  device_drop_line(device);
+  life->finished = &finished;
+  life_wake(life);
+  while (!finished && !err)
+    err = pthread_cond_timedwait(&life->wake, &device->lock, &until);
+  if (finished)
+    discard(life);
+  else
+    life->finished = NULL;
+}
