@@ -13,6 +13,13 @@ WINDOW = 0x1C0  # beyond it there are no facts: plain memory
 TOPOLOGY = topology_file.default()
 
 
+class _NoHost:
+    """For models that are asked for nothing but their description."""
+
+    def load_native(self, library, name, options):
+        return None
+
+
 class Facts:
     """What the oracle said of one function."""
 
@@ -70,7 +77,7 @@ class Facts:
         function = TOPOLOGY.function(self.address)
         if function.model == "inert":
             return function.writable
-        return MODELS[function.model](None, function.options).describe().writable
+        return MODELS[function.model](_NoHost(), function.options).describe().writable
 
 
 def changed(text):
