@@ -2,7 +2,8 @@
  * Stores of clients to mapped BARs, found by looking: one poller thread compares the watched words
  * of all BARs with what was last seen there.
  *
- * Order. A scan loads the words of a watch from the last added to the first and reports what
+ * Order. A scan loads the words of a watch from the last added to the first, again until nothing
+ * has changed in between (a client that stores without pause cuts that short), and reports what
  * changed from the first to the last. So when a client stores an address and then rings a doorbell,
  * and the doorbell was added later, the address is never reported after it: a scan that loads the
  * new doorbell loads the new address too.
@@ -31,12 +32,15 @@
 #define SPIN_NS 100000
 /* Then it sleeps, each time twice as long, up to the max_sleep_us of the most impatient watch. */
 #define MIN_SLEEP_US 20
+/* How often a scan that found stores looks again, until no new ones have come meanwhile. */
+#define STEADY_TRIES 4
 /* Free events that a watch with n words has at least. */
 #define RING_SPARE 256
 
 struct word {
   uint64_t offset;
-  uint64_t seen, loaded;
+  uint64_t seen;   /* by the model: reported, or stored by itself */
+  uint64_t loaded; /* by the last look; between two scans the same */
   uint32_t size;
 };
 
@@ -154,14 +158,28 @@ static void push_event(struct iofs_watch *watch, const struct word *word, uint64
     signal_events();
 }
 
+/* Load every word; 1 if one is not what it was the last time. */
+static int load_words(struct iofs_watch *watch) {
+  int differs = 0;
+  for (size_t i = watch->n_words; i-- > 0;) {
+    struct word *word = &watch->words[i];
+    uint64_t value = word_load(watch->memory, word->offset, word->size);
+    differs |= value != word->loaded;
+    word->loaded = value;
+  }
+  return differs;
+}
+
 static size_t scan(struct iofs_watch *watch) {
   if (watch->ring_size - watch->ring_count < watch->n_words)
     return 0;
+  if (!load_words(watch))
+    return 0;
+  /* Words that are the same twice in a row were so at one moment: all that the client had stored
+   * by then, and nothing it stored later. */
+  for (int i = 0; i < STEADY_TRIES && load_words(watch); i++)
+    continue;
   watch->n_scans++;
-  for (size_t i = watch->n_words; i-- > 0;) {
-    struct word *word = &watch->words[i];
-    word->loaded = word_load(watch->memory, word->offset, word->size);
-  }
   size_t n = 0;
   for (size_t i = 0; i < watch->n_words; i++) {
     struct word *word = &watch->words[i];
@@ -302,8 +320,9 @@ int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size) {
   enter();
   int result = is_watched(watch, offset, size, 4) ? -EEXIST : grow(watch);
   if (result == 0) {
-    watch->words[watch->n_words++] = (struct word){
-        .offset = offset, .size = size, .seen = word_load(watch->memory, offset, size)};
+    uint64_t value = word_load(watch->memory, offset, size);
+    watch->words[watch->n_words++] =
+        (struct word){.offset = offset, .size = size, .seen = value, .loaded = value};
     n_words++;
     pthread_cond_signal(&words_changed);
   }
@@ -325,7 +344,7 @@ static void take_store(struct iofs_watch *watch, struct word *word, uint64_t off
     watch->n_scans++; /* this one was not seen together with any other */
     push_event(watch, word, before);
   }
-  word->seen = value >> shift & mask;
+  word->seen = word->loaded = value >> shift & mask;
 }
 
 void iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,

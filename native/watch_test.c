@@ -209,6 +209,53 @@ static void test_stores_say_which_were_seen_together(void) {
   bar_free(bar);
 }
 
+struct burst {
+  struct bar *bar;
+  uint32_t n;
+};
+
+/* As a driver's: some words, then a doorbell, all in one go; the next when all has been seen. */
+static void *store_bursts(void *arg) {
+  struct burst *burst = arg;
+  for (uint32_t i = 1; i <= burst->n; i++) {
+    for (uint64_t offset = 0; offset < 0x100; offset += 8)
+      store4(burst->bar, (offset * 5) % 0x100, i);
+    while (__atomic_load_n((uint32_t *)(burst->bar->memory + 0x100), __ATOMIC_ACQUIRE) != i)
+      sched_yield();
+    for (volatile uint32_t spin = i % 1000; spin; spin--) /* to meet the poller anywhere */
+      continue;
+  }
+  return NULL;
+}
+
+/* A client's stores come in the order in which it made them, up to those seen together. */
+static void test_what_is_seen_together_was_so_at_one_moment(void) {
+  struct bar *bar = bar_new(1);
+  struct burst burst = {bar, 2000};
+  uint64_t position[0x100 / 8];
+  for (uint64_t offset = 0, at = 0; offset < 0x100; offset += 8)
+    position[offset * 5 % 0x100 / 8] = at++;
+  for (uint64_t offset = 0; offset < 0x100; offset += 8)
+    assert(iofs_watch_add(bar->watch, offset, 4) == 0);
+  pthread_t client;
+  assert(pthread_create(&client, NULL, store_bursts, &burst) == 0);
+  for (uint32_t i = 1; i <= burst.n; i++) {
+    uint64_t scan = 0, last = 0, first = 0; /* positions up to `last` came before this scan */
+    for (int n = 0; n < 0x100 / 8; n++) {
+      struct iofs_watch_event event = next();
+      assert(event.value == i);
+      if (event.scan != scan)
+        first = last, scan = event.scan;
+      assert(position[event.offset / 8] >= first);
+      if (position[event.offset / 8] >= last)
+        last = position[event.offset / 8] + 1;
+    }
+    model_store(bar, 0x100, 4, i);
+  }
+  pthread_join(client, NULL);
+  bar_free(bar);
+}
+
 struct storm {
   struct bar *bar;
   atomic_int stop;
@@ -294,6 +341,7 @@ int main(void) {
   RUN(test_the_same_value_again_is_seen_after_the_model_took_it_back);
   RUN(test_a_store_that_the_model_overwrites_is_not_lost);
   RUN(test_a_doorbell_never_overtakes_the_address);
+  RUN(test_what_is_seen_together_was_so_at_one_moment);
   RUN(test_stores_say_which_were_seen_together);
   RUN(test_a_client_that_never_rests_keeps_nobody_waiting);
   RUN(test_events_of_a_freed_watch_are_gone);
