@@ -19,7 +19,6 @@ from iommufs.pci_bus import HostFunction, PciBus, PciDev
 from iommufs.pci_image import CAP_EXPRESS, CAP_PM, EXT_CAP_SERIAL
 from iommufs.pci_sriov import VirtualFunctions
 from iommufs.sysfs_attrs import (
-    Power,
     boolean,
     button,
     flag,
@@ -29,11 +28,11 @@ from iommufs.sysfs_attrs import (
     text,
     uevent,
 )
+from iommufs.sysfs_registers import BarFile, Config, FunctionPower, Rom
 from iommufs.sysfs_resource import bar_addresses, resources
 from iommufs.vfio.sriov import OFFSET, STRIDE, VF_DEVICE, Sriov
 
 SPEEDS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0", 6: "64.0"}
-STATES = ("D0", "D1", "D2", "D3hot")
 U16_MAX = 0xFFFF
 
 
@@ -43,32 +42,6 @@ def local_cpus() -> tuple[str, str]:
     mask = f"{(1 << n) - 1:x}"
     groups = [mask[max(0, end - 8) : end] for end in range(len(mask), 0, -8)]
     return f"0-{n - 1}" if n > 1 else "0", ",".join(reversed(groups))
-
-
-class FunctionPower(Power):
-    """vfio-pci lets a function sleep while no client has it, if control is auto."""
-
-    def __init__(self, dev: PciDev) -> None:
-        self._dev = dev
-
-    @property
-    def control(self) -> str:
-        return self._dev.power_control
-
-    def store(self, wanted: str) -> None:
-        self._dev.power_control = wanted
-
-    def status(self) -> str:
-        dev = self._dev
-        idle = dev.vfio is not None and dev.vfio.bound is None and not dev.virtfns
-        return "suspended" if idle and self.control == "auto" else "active"
-
-    def state(self) -> str:
-        """D0 to D3hot."""
-        if self.status() == "suspended" and CAP_PM in self._dev.image.capabilities:
-            return STATES[3]
-        is_host = isinstance(self._dev.inside, HostFunction)
-        return STATES[0 if is_host else self._dev.inside.power]
 
 
 class FunctionDir:
@@ -95,6 +68,7 @@ class FunctionDir:
         self._has_ari = has_ari
         self._iommu = iommu
         self._image = dev.image
+        self._power = FunctionPower(dev)
 
     def entries(self) -> dict[str, Node]:
         nodes: dict[str, Node] = {}
@@ -155,7 +129,7 @@ class FunctionDir:
         return "\n".join(lines)
 
     def _state(self) -> dict[str, Node]:
-        slot, power = self._dev.slot, FunctionPower(self._dev)
+        slot = self._dev.slot
         cpu_list, cpu_mask = local_cpus()
         return {
             "ari_enabled": text(str(int(self._has_ari))),
@@ -165,8 +139,8 @@ class FunctionDir:
             "link": Dir(),
             "local_cpulist": text(cpu_list),
             "local_cpus": text(cpu_mask),
-            "power": power.directory(),
-            "power_state": text(power.state),
+            "power": self._power.directory(),
+            "power_state": text(self._power.state),
         }
 
     def _links(self) -> dict[str, Node]:
@@ -255,40 +229,21 @@ class FunctionDir:
     # -- resources --------------------------------------------------------------------------------
 
     def _resources(self) -> dict[str, Node]:
-        size = len(self._image.data)
+        config = Config(self._dev, self._power)
         nodes: dict[str, Node] = {
-            "config": BinaryFile(self._read_config, self._write_config, 0o644, size),
+            "config": BinaryFile(config.read, config.write, 0o644, len(self._image.data)),
             "resource": text(lambda: resources(self._dev)),
         }
-        # Linux maps these, or lets ports be read; here the way to them is VFIO's.
         addresses = bar_addresses(self._dev)
         for index, length in self._dev.bar_sizes.items():
-            nodes[f"resource{index}"] = BinaryFile(None, None, 0o600, length)
+            bar = BarFile(self._dev, index, addresses[index].io)
+            nodes[f"resource{index}"] = BinaryFile(bar.read, bar.write, 0o600, length)
             if addresses[index].prefetchable:
-                nodes[f"resource{index}_wc"] = BinaryFile(None, None, 0o600, length)
+                nodes[f"resource{index}_wc"] = BinaryFile(bar.read, bar.write, 0o600, length)
         if self._dev.slot.rom:
             rom = Rom(self._dev)
             nodes["rom"] = BinaryFile(rom.read, rom.write, 0o600, self._dev.slot.rom)
         return nodes
-
-    def _read_config(self, offset: int, length: int) -> bytes:
-        return self._dev.config[offset : offset + length]
-
-    def _write_config(self, offset: int, data: bytes) -> int:
-        """Straight to the function's registers, in aligned pieces. Source: pci_write_config()"""
-        size = len(self._image.data)
-        if offset >= size:
-            raise UapiError(errno.EFBIG, f"config space ends at {size:#x}")
-        data = data[: size - offset]
-        done = 0
-        while done < len(data) and not isinstance(self._dev.inside, HostFunction):
-            at, width = offset + done, 4
-            while at % width or width > len(data) - done:
-                width //= 2
-            value = int.from_bytes(data[done : done + width], "little")
-            self._dev.inside.raw.write(at, width, value)
-            done += width
-        return len(data)
 
     # -- what only some have ----------------------------------------------------------------------
 
@@ -362,28 +317,6 @@ def _check_boolean(data: bytes) -> None:
 
 def _speed(number: int) -> str:
     return f"{SPEEDS[number]} GT/s PCIe" if number in SPEEDS else "Unknown"
-
-
-class Rom:
-    """The expansion ROM, which can be read after a 1 was written to it."""
-
-    def __init__(self, dev: PciDev) -> None:
-        self._dev = dev
-        self._enabled = False
-
-    def read(self, offset: int, length: int) -> bytes:
-        """EINVAL: it was not enabled; EIO: it has no image. Source: pci_read_rom()"""
-        if not self._enabled:
-            raise UapiError(errno.EINVAL, "the ROM is not enabled")
-        is_host = isinstance(self._dev.inside, HostFunction)
-        image = b"" if is_host else self._dev.inside.description.rom
-        if not image.startswith(b"\x55\xaa"):
-            raise UapiError(errno.EIO, "no image begins with 55 aa")
-        return image[offset : offset + length]
-
-    def write(self, offset: int, data: bytes) -> int:
-        self._enabled = boolean(data)
-        return len(data)
 
 
 def _no_msix_count(data: bytes) -> None:

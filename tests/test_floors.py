@@ -30,6 +30,7 @@ FLOORS = [
         "vfio_pci",
         "sysfs_attrs",
         "sysfs_resource",
+        "sysfs_registers",
         "sysfs_pci",
         "sysfs",
         "machine",

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from iommufs import topology_file
+
 pytestmark = pytest.mark.mount
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parent / "data"
+VF = "0000:05:10.0"
 LONG = 60  # seconds after which something hangs
 
 
@@ -36,3 +39,27 @@ def test_device_numbers_lead_to_our_devices_and_the_machines():
     result = run("cat", *links)
     assert result.stdout.startswith("0x1234\nMAJOR=1\nMINOR=3\n")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_lspci_prints_every_function_and_no_error():
+    """A virtual one among them."""
+    script = """
+        echo Y >/sys/module/vfio_pci/parameters/enable_sriov
+        echo 1 >/sys/bus/pci/devices/0000:05:00.0/sriov_numvfs
+        lspci -D -n -vv
+    """
+    result = run("sh", "-c", script)
+    blocks = result.stdout.rstrip("\n").split("\n\n")
+    bdfs = [block.split()[0] for block in blocks]
+    functions = topology_file.default().functions
+    assert bdfs == [*sorted(f.bdf for f in functions), VF]
+    assert all("IOMMU group: " in block for block in blocks)
+    ours = {block.split()[0] for block in blocks if "driver in use: vfio-pci" in block}
+    assert ours == {f.bdf for f in functions if f.cdev is not None} | {VF}
+    assert "8086:10ca" in blocks[-1]
+    assert (
+        "Region 3: Memory at c000020000 (64-bit, prefetchable) [virtual] [size=16K]" in blocks[-1]
+    )
+    # It looks for the machine's modules, which may have none.
+    errors = [line for line in result.stderr.splitlines() if "libkmod" not in line]
+    assert (result.returncode, errors) == (0, [])
