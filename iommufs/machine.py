@@ -225,7 +225,8 @@ class Machine:
 
     def add_device(self, dev: PciDev, device: VfioDevice) -> None:
         """A function has got a cdev."""
-        node = DeviceNode(0o600, (CDEV_MAJOR, device.index), device.open, device.backing_fd)
+        rdev = (CDEV_MAJOR, device.index)
+        node = DeviceNode(0o600, rdev, device.open, device.backing_fd, mappings=device.mappings)
         self._add_node(f"vfio/devices/vfio{device.index}", node)
         self.sysfs.add_device(dev, device)
 

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 
-from iommufs import syscalls
+from iommufs import syscalls, user_namespace
 from iommufs.fuse.nodes import Dir, Link, Node, lookup
 
 # Where the pieces are put together: a directory that every Linux has and the server does not need.
@@ -36,10 +36,28 @@ NUMBERS = ("dev/char", "sys/dev/char")
 # to a name of its own; links to its devices are turned there.
 LINKS = ("block", "class/*", "bus/*/devices", "dev/*")
 MOVED = "machine-"
+# Where nobody may make device nodes, the machine's /dev as a whole, in ours.
+MACHINE = ".machine"
 
 
 def enter_server() -> None:
-    """Move this process to a namespace of its own with an empty directory TREE; EPERM."""
+    """Move this process to a namespace of its own with an empty directory TREE; OSError.
+
+    Who may not mount gets a user namespace as well.
+    """
+    is_root = user_namespace.may_mount()
+    try:
+        if not is_root:
+            user_namespace.enter()
+        _cover_hub()
+    except PermissionError as error:
+        if is_root:
+            raise
+        remedy = user_namespace.remedy()
+        raise OSError(error.errno, f"not root, and no user namespace here: {remedy}") from None
+
+
+def _cover_hub() -> None:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     # What the machine mounts later is seen in here; nothing from here is seen outside.
     try:
@@ -243,4 +261,12 @@ def _make_ptmx(found: os.stat_result, target: str) -> None:
         os.mknod(target, found.st_mode, found.st_rdev)
         os.chown(target, found.st_uid, found.st_gid)
     except PermissionError:  # in a user namespace
-        os.symlink("pts/ptmx", target)
+        _link_to_ptmx(target)
+
+
+def _link_to_ptmx(target: str) -> None:
+    """A link into the whole of the machine's /dev, where the node has its pts/ beside it."""
+    directory = f"{os.path.dirname(target)}/{MACHINE}"
+    os.mkdir(directory)
+    syscalls.bind("/dev", directory)
+    os.symlink(f"{MACHINE}/ptmx", target)

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 import iommufs._native
-from iommufs import fast
+from iommufs import fast, fusermount, user_namespace
 from iommufs._native import lib
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import IoctlPump
@@ -30,11 +30,13 @@ class MountError(Exception):
     """The tree could not be mounted; the text says what to change."""
 
 
-def mount(path: str) -> None:
-    """Mount the transport on an empty directory; MountError."""
+def mount(path: str) -> Callable[[], None]:
+    """Mount the transport on an empty directory; what takes it away again. MountError."""
+    if not user_namespace.may_mount():
+        return _mount_as_user(path)
     result = lib.iofs_transport_mount(os.fsencode(path))
     if result == 0:
-        return
+        return lib.iofs_transport_unmount
     hints = {
         errno.ENOENT: f"no /dev/fuse, or no directory {path}: load the fuse module",
         errno.EPERM: "mounting needs CAP_SYS_ADMIN: run as root",
@@ -43,6 +45,23 @@ def mount(path: str) -> None:
     }
     reason = hints.get(-result, os.strerror(-result))
     raise MountError(f"cannot mount on {path}: {reason}")
+
+
+def _mount_as_user(path: str) -> Callable[[], None]:
+    try:
+        device = fusermount.mount(path)
+    except fusermount.FusermountError as error:
+        raise MountError(f"cannot mount on {path}: {error}") from None
+
+    def unmount() -> None:
+        lib.iofs_transport_unmount()
+        fusermount.unmount(path)
+
+    result = lib.iofs_transport_adopt(os.fsencode(path), device)
+    if result < 0:
+        fusermount.unmount(path)
+        raise MountError(f"cannot serve {path}: {os.strerror(-result)}")
+    return unmount
 
 
 def _raise_descriptor_limit() -> None:
@@ -68,9 +87,9 @@ async def serve(
     """
     _raise_descriptor_limit()
     fast.enable(os.environ.get("IOMMUFS_FAST") != "0")
-    mount(path)
+    unmount = mount(path)
     try:
-        operations = Operations(root, files)
+        operations = Operations(root, files, path)
         on_operations(operations)
         pyfuse3.init(operations, path, set())
         try:
@@ -85,7 +104,7 @@ async def serve(
             lib.iofs_transport_unmount()
             pyfuse3.close(unmount=False)
     finally:
-        lib.iofs_transport_unmount()
+        unmount()
         for open_file in files.remove_all():
             open_file.release()
 

@@ -110,7 +110,8 @@ def _check_mmap(file: Any, caller: Caller, notice: Any) -> None:
     if _kernel_refuses(descriptor, caller.tid, call):
         return
     if check is None:
-        if call.is_private:  # FUSE would map what nobody looks at
+        # FUSE would map what nobody looks at.
+        if call.is_private or lib.iofs_transport_has_page_cache():
             raise UapiError(errno.ENODEV, "nothing to map")
         return
     if call.is_private or not descriptor.can_write:

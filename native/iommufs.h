@@ -473,6 +473,8 @@ struct iofs_ioctl {
 
 /* Mount on `path`, make the queue and start reading. pyfuse3.init() joins in after this. */
 int iofs_transport_mount(const char *path);
+/* Likewise with a /dev/fuse that is mounted there already; takes it over, also if it fails. */
+int iofs_transport_adopt(const char *path, int device);
 /* An eventfd, readable while there may be a next ioctl, or a caller was signalled. */
 int iofs_transport_ioctl_fd(void);
 /* 1: written; 0: none. An ioctl comes out when every RELEASE that arrived before it is answered. */
@@ -489,6 +491,13 @@ int iofs_transport_answer_ioctl(uint64_t unique, int32_t result);
 int iofs_transport_set_backing(uint64_t nodeid, int fd);
 /* Known once the kernel has introduced itself, with the first request. */
 int iofs_transport_has_passthrough(void);
+/* Where the right to that is missing, mmap of a file of ours maps its page cache (keeper.c). */
+int iofs_transport_has_page_cache(void);
+/* The pages of a node come from fd, in n parts (offset, length; 16 at most) that are memory. Then
+ * this process maps the node itself where it has fd mapped: open() and remap(). */
+int iofs_transport_share(uint64_t nodeid, int fd, const uint64_t (*parts)[2], size_t n);
+int iofs_transport_remap(void *address, size_t length, int fd, uint64_t offset);
+void iofs_transport_without_passthrough(int wanted); /* for tests, before mounting */
 
 /*
  * Requests to our own mount, made by a thread that can afford to wait for ourselves (side.c); for
@@ -499,7 +508,7 @@ int iofs_transport_has_passthrough(void);
  * pyfuse3, so the thread that calls it must not be the one that serves.
  */
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh);
-int iofs_transport_open(const char *path, int access_mode); /* O_RDWR, … */
+int iofs_transport_open(const char *path, int flags); /* O_RDWR, …; for remap() O_NOATIME, too */
 
 /* RELEASEs that arrived since the mount, and how many of them are answered. */
 void iofs_transport_releases(uint64_t *arrived, uint64_t *answered);

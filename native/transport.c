@@ -30,6 +30,7 @@
 #include "fuse_wire.h"
 #include "iommufs.h"
 #include "job.h"
+#include "keeper.h"
 #include "transport.h"
 
 #define MAX_READERS 256
@@ -59,11 +60,12 @@ static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t reader_gone = PTHREAD_COND_INITIALIZER;
 
-static int fuse_fd = -1, stop_fd = -1, session_fd = -1;
+static int fuse_fd = -1, stop_fd = -1, session_fd = -1; /* fuse_fd: or the keeper's socket */
+static pid_t keeper;
 static dev_t our_dev;
 static char *mount_path;
 static unsigned n_readers, n_waiting; /* waiting: for their turn */
-static _Atomic int stopping, ended, passthrough, fast_enabled = 1;
+static _Atomic int stopping, ended, passthrough, page_cache, fast_enabled = 1;
 static struct {
   _Atomic uint64_t ioctls_by_readers, ioctls_by_python, reads_by_readers, others;
 } counts;
@@ -76,13 +78,22 @@ static void *reader(void *unused);
 
 static void signal_fd(int fd) { eventfd_write(fd, 1); }
 
+/* An answer is one message to the keeper; its socket may be full, the device never is. */
+static ssize_t put(const struct iovec *iov, int count) {
+  struct pollfd room = {fuse_fd, POLLOUT, 0};
+  ssize_t n;
+  while ((n = writev(fuse_fd, iov, count)) < 0 && errno == EAGAIN && keeper)
+    poll(&room, 1, -1);
+  return n;
+}
+
 /* ---- answers --------------------------------------------------------------------------------- */
 
 int iofs_answer(uint64_t unique, int error, const void *body, size_t length) {
   struct fuse_out_header header = {sizeof header + length, error, unique};
   struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)body, length}};
   iofs_live_requests--;
-  return writev(fuse_fd, iov, 2) < 0 ? -errno : 0;
+  return put(iov, 2) < 0 ? -errno : 0;
 }
 
 static struct watched *take_watched(uint64_t unique) {
@@ -102,6 +113,12 @@ static void patch_init(struct iofs_init_out *out) {
   if (passthrough) {
     out->flags2 |= IOFS_FUSE_PASSTHROUGH_2;
     out->max_stack_depth = 1;
+  }
+  if (page_cache) {
+    out->flags2 |= IOFS_FUSE_DIRECT_IO_ALLOW_MMAP_2;
+    out->flags &= ~FUSE_ASYNC_READ; /* a thread of ours that touches a page needs no free slot */
+    if (out->max_write > KEEPER_MAX_DATA)
+      out->max_write = KEEPER_MAX_DATA;
   }
   if (out->minor < 40)
     out->minor = kernel_minor < 40 ? kernel_minor : 40;
@@ -160,7 +177,7 @@ ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused) 
     patch(request, iov[1].iov_base, iov[1].iov_len); /* libfuse's own memory, until we return */
   if (unique)
     iofs_live_requests--;
-  ssize_t n = writev(fuse_fd, iov, count);
+  ssize_t n = put(iov, count);
   int error = errno;
   if (request && request->opcode == FUSE_RELEASE)
     iofs_ioctls_release_answered();
@@ -356,7 +373,8 @@ static void take_init(const struct fuse_in_header *in, size_t length) {
   const uint32_t *words = (const void *)init;
   int extended = (init->flags & IOFS_FUSE_INIT_EXT) && length >= sizeof *in + 5 * sizeof *words;
   kernel_minor = init->minor;
-  passthrough = extended && (words[4] & IOFS_FUSE_PASSTHROUGH_2) && geteuid() == 0;
+  passthrough = extended && (words[4] & IOFS_FUSE_PASSTHROUGH_2) && !keeper;
+  page_cache = extended && (words[4] & IOFS_FUSE_DIRECT_IO_ALLOW_MMAP_2) && keeper;
   forward_watched(in, length);
 }
 
@@ -417,8 +435,10 @@ static ssize_t next_request(void *buf) {
   struct pollfd fds[2] = {{fuse_fd, POLLIN, 0}, {stop_fd, POLLIN, 0}};
   for (;;) {
     ssize_t n = read(fuse_fd, buf, IOFS_MAX_REQUEST);
-    if (n >= 0)
+    if (n > 0)
       return n;
+    if (n == 0) /* the keeper is gone, and the connection with it */
+      return -ENODEV;
     if (errno == ENOENT || errno == EINTR) /* the request was taken back */
       continue;
     if (errno != EAGAIN)
@@ -461,9 +481,9 @@ int iofs_transport_session_fd(void) { return session_fd; }
 
 dev_t iofs_transport_device(void) { return our_dev; }
 
-static int open_fds(void) {
-  fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-  if (fuse_fd < 0)
+static int open_fds(int device) {
+  fuse_fd = device >= 0 ? device : open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  if (fuse_fd < 0 || fcntl(fuse_fd, F_SETFL, O_NONBLOCK) < 0)
     return -errno;
   stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   session_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
@@ -488,17 +508,16 @@ static void close_fds(void) {
     *fds[i] = -1;
   }
   iofs_ioctls_close();
+  if (keeper)
+    keeper_join(keeper);
+  keeper = 0;
 }
 
-static int do_mount(void) {
-  char options[160];
-  snprintf(options, sizeof options,
-           "fd=%d,rootmode=40000,user_id=%u,group_id=%u,allow_other,default_permissions", fuse_fd,
-           geteuid(), getegid());
-  if (mount("iommufs", mount_path, "fuse.iommufs", MS_NOSUID | MS_NODEV, options) < 0)
-    return -errno;
+static int start(void) {
   int r = learn_device();
   pthread_t thread;
+  if (!r && !mount_may_pass_through())
+    r = keeper_start(fuse_fd, &fuse_fd, &keeper);
   if (!r)
     r = iofs_side_start();
   if (!r && !(r = -pthread_create(&thread, NULL, reader, NULL))) {
@@ -506,21 +525,24 @@ static int do_mount(void) {
     return 0;
   }
   iofs_side_stop();
-  umount2(mount_path, MNT_DETACH);
   return r;
 }
 
-int iofs_transport_mount(const char *path) {
+int iofs_transport_mount(const char *path) { return iofs_transport_adopt(path, -1); }
+
+int iofs_transport_adopt(const char *path, int device) {
   if (mount_path)
     return -EBUSY;
   mount_path = strdup(path);
   if (!mount_path)
     return -ENOMEM;
-  stopping = ended = passthrough = 0;
+  stopping = ended = passthrough = page_cache = 0;
   n_readers = 1;
-  int r = open_fds();
-  if (!r)
-    r = do_mount();
+  int r = open_fds(device);
+  if (!r && device < 0)
+    r = mount_device(fuse_fd, mount_path);
+  if (!r && (r = start()))
+    umount2(mount_path, MNT_DETACH);
   if (r) {
     close_fds();
     free(mount_path);
@@ -569,6 +591,13 @@ void iofs_transport_unmount(void) {
 }
 
 int iofs_transport_has_passthrough(void) { return passthrough; }
+
+int iofs_transport_has_page_cache(void) { return page_cache; }
+
+int iofs_transport_share(uint64_t nodeid, int fd, const uint64_t (*parts)[2], size_t n) {
+  return page_cache ? keeper_share(fuse_fd, nodeid, fd, parts, n) : -EOPNOTSUPP;
+}
+
 
 int iofs_transport_set_backing(uint64_t nodeid, int fd) {
   struct iofs_backing_map map = {.fd = fd};

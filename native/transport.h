@@ -28,6 +28,10 @@ int iofs_answer(uint64_t unique, int error, const void *body, size_t length);
 
 dev_t iofs_transport_device(void); /* st_dev of the mount */
 
+/* mount.c: 0 or -errno; whether a backing file may be passed through. */
+int mount_device(int fuse_fd, const char *path);
+int mount_may_pass_through(void);
+
 /* side.c: requests to our own mount. */
 int iofs_side_start(void);
 void iofs_side_stop(void);

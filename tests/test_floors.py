@@ -13,7 +13,7 @@ import pytest
 
 FLOORS = [
     ["errors", "limits", "_native", "uapi"],
-    ["fast", "jobs", "caller", "ucmd", "files", "syscalls"],
+    ["fast", "jobs", "caller", "ucmd", "files", "syscalls", "user_namespace"],
     ["iommufd"],
     ["vfio"],
     ["devices", "models", "iommu"],
@@ -35,7 +35,17 @@ FLOORS = [
         "sysfs",
         "machine",
     ],
-    ["standin", "server", "unasked", "looks", "fdreturn", "logs", "seccomp", "listing"],
+    [
+        "standin",
+        "fusermount",
+        "server",
+        "unasked",
+        "looks",
+        "fdreturn",
+        "logs",
+        "seccomp",
+        "listing",
+    ],
     ["namespace", "launcher", "run_server", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}

@@ -10,7 +10,7 @@ Not here: inode numbers, open files, anything of pyfuse3.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,6 +98,7 @@ class DeviceNode:
                 UapiError is the errno
     backing_fd  what an mmap() of an open file of this node maps; None: nothing
     size        what stat() says of one without
+    mappings    (offset, length, address) of every part of it that this process has mapped
     """
 
     mode: int
@@ -106,6 +107,7 @@ class DeviceNode:
     backing_fd: int | None = None
     size: int = 0
     gone: bool = False
+    mappings: Sequence[tuple[int, int, int]] = ()
 
 
 Node = Dir | Link | TextFile | BinaryFile | DeviceNode

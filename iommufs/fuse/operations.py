@@ -21,6 +21,7 @@ import structlog
 from iommufs._native import lib
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
+from iommufs.fuse.backing import Backings
 from iommufs.fuse.nodes import ATTRIBUTE_SIZE, BinaryFile, DeviceNode, Dir, Link, Node, TextFile
 
 log = structlog.get_logger(__name__)
@@ -143,18 +144,20 @@ class Operations(pyfuse3.Operations):
     shows_devices = False
     enable_writeback_cache = False
 
-    def __init__(self, root: Dir, files: OpenFiles) -> None:
+    def __init__(self, root: Dir, files: OpenFiles, mount: str = "") -> None:
+        """`mount`: where it is served; there only to be asked by a thread that may wait for us."""
         super().__init__()
         self._files = files
+        self._backings = Backings(f"{mount}/{ANONYMOUS}")
         self._nodes: dict[int, Node] = {pyfuse3.ROOT_INODE: root}
         self._last_number = pyfuse3.ROOT_INODE
         self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
-        self._backed: set[int] = set()
         self._published: dict[str, Any] = {}
         self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
         self._anonymous = Dir(mode=0o700)
         self._number(self._anonymous)
         self._root = root
+        self._owner = os.geteuid(), os.getegid()
 
     def _number(self, node: Node) -> int:
         number = self._numbers.get(node)
@@ -198,7 +201,9 @@ class Operations(pyfuse3.Operations):
         name = f"backed-by-{backing}"
         if name not in self._anonymous.entries:
             take = functools.partial(self._take_backed, backing)
-            self._anonymous.entries[name] = DeviceNode(READ_WRITE, (0, 0), take, backing)
+            mappings = getattr(open_file, "mappings", ())
+            node = DeviceNode(READ_WRITE, (0, 0), take, backing, mappings=mappings)
+            self._anonymous.entries[name] = node
         return f"{ANONYMOUS}/{name}"
 
     def withdraw(self, token: str, open_file: Any) -> bool:
@@ -242,6 +247,7 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = entry.entry_timeout = 0
         entry.st_nlink = 1
         entry.st_blksize = 4096
+        entry.st_uid, entry.st_gid = self._owner
         match node:
             case Dir():
                 entry.st_mode = stat.S_IFDIR | node.mode
@@ -279,7 +285,10 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode() and _is_ours(ctx):
             return self._attributes(self._numbers[self._anonymous])
-        node = self._directory(parent).find(os.fsdecode(name))
+        directory, text = self._directory(parent), os.fsdecode(name)
+        node = directory.find(text)
+        if directory is self._anonymous:
+            node = self._backings.aliases.get(text, node)
         if node is None:
             raise UapiError(errno.ENOENT)
         number = self._number(node)
@@ -352,7 +361,7 @@ class Operations(pyfuse3.Operations):
                 if passed_on and not _is_ours(ctx):
                     raise UapiError(errno.EACCES, "a file of ours")
                 open_file = node.open(flags)
-                self._back(inode, node)
+                await self._backings.prepare(inode, node)
             case TextFile():
                 _check_access(node, flags)
                 open_file = _PlainFile(OpenAttribute(node))
@@ -367,15 +376,6 @@ class Operations(pyfuse3.Operations):
         if passed_on and node.backing_fd is None:
             self._anonymous_numbers[fh] = inode
         return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=stream)
-
-    def _back(self, inode: int, node: DeviceNode) -> None:
-        """Tell the transport, at the first open, what an mmap of this node maps."""
-        if node.backing_fd is None or inode in self._backed:
-            return
-        result = lib.iofs_transport_set_backing(inode, node.backing_fd)
-        if result < 0:
-            log.warning("BARs cannot be mapped", reason=os.strerror(-result))
-        self._backed.add(inode)
 
     @_handler
     async def read(self, fh: int, offset: int, size: int) -> bytes:

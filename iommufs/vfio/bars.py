@@ -44,6 +44,18 @@ class BarMemory:
                 self._maps[index] = mmap.mmap(self.fd, length, offset=offset)
                 self._sizes[index] = bar.size
 
+    @property
+    def mappings(self) -> list[tuple[int, int, int]]:
+        """(offset, length, address) of every region that we have mapped."""
+        return [
+            (
+                index << OFFSET_SHIFT,
+                len(region),
+                int(ffi.cast("uintptr_t", ffi.from_buffer(region))),
+            )
+            for index, region in self._maps.items()
+        ]
+
     def view(self, region: int) -> memoryview:
         """The bytes of a mappable region, as clients see them."""
         return memoryview(self._maps[region])[: self._sizes[region]]

@@ -135,6 +135,11 @@ class VfioDevice:
         """What mapping an open file of this device maps."""
         return self.function.bars.fd
 
+    @property
+    def mappings(self) -> list[tuple[int, int, int]]:
+        """Where we have that mapped ourselves (DeviceNode.mappings)."""
+        return self.function.bars.mappings
+
     def open(self, flags: int = 0) -> DeviceFile:
         """One more open file; any number may be. ENODEV: the device is going away."""
         if self not in self.group.devices:
@@ -217,6 +222,11 @@ class DeviceFile:
     def backing_fd(self) -> int:
         """What mapping it maps."""
         return self.device.backing_fd
+
+    @property
+    def mappings(self) -> list[tuple[int, int, int]]:
+        """Where we have that mapped ourselves."""
+        return self.device.mappings
 
     def check_ioctl(self, number: int) -> None:
         """EINVAL for everything but BIND before the device is bound through this file.

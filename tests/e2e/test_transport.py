@@ -6,6 +6,7 @@ The server runs here; clients are processes of their own, as a server must never
 import contextlib
 import errno
 import functools
+import mmap
 import os
 import signal
 import subprocess
@@ -166,10 +167,13 @@ async def serving(path, monkeypatch):
     machine = Machine()
     memory = os.memfd_create("regions", os.MFD_CLOEXEC)
     os.ftruncate(memory, 9 << 40)
-    machine.memory = memory
+    machine.memory = mmap.mmap(memory, 4096, offset=1 << 40)
+    address = ffi.cast("uintptr_t", ffi.from_buffer(machine.memory))
+    mappings = [(1 << 40, 4096, int(address))]
     root = Dir()
     place(root, "dev/a", DeviceNode(0o600, (10, 1), lambda flags: File(machine)))
-    place(root, "dev/b", DeviceNode(0o600, (10, 2), lambda flags: File(machine), memory))
+    regions = DeviceNode(0o600, (10, 2), lambda flags: File(machine), memory, mappings=mappings)
+    place(root, "dev/b", regions)
     place(root, "sys/text", TextFile(lambda: b"hello\n"))
     place(root, "sys/link", Link("text"))
     monkeypatch.setattr(dispatch, "ioctl", fake_ioctl)
@@ -194,12 +198,14 @@ async def serving(path, monkeypatch):
         assert str(path) not in mounts.read()
 
 
-@pytest.fixture(params=["custom io", "pipe"], autouse=True)
+@pytest.fixture(params=["custom io", "pipe", "keeper"], autouse=True)
 def hand_over(request):
-    """Both ways in which libfuse comes by its requests (native/session.c)."""
+    """The ways in which libfuse comes by its requests (native/session.c, native/keeper.c)."""
     lib.iofs_transport_without_custom_io(request.param == "pipe")
+    lib.iofs_transport_without_passthrough(request.param == "keeper")
     yield
     lib.iofs_transport_without_custom_io(0)
+    lib.iofs_transport_without_passthrough(0)
 
 
 @pytest.fixture
@@ -259,7 +265,7 @@ async def test_client_memory_goes_both_ways(mounted):
 
 
 async def test_stores_to_a_mapping_are_seen_both_ways_and_accesses_reach_the_model(mounted):
-    os.pwrite(mounted.machine.memory, b"from the model", (1 << 40) + 256)
+    mounted.machine.memory[256:270] = b"from the model"
     assert await mounted.client("""
         f = os.open(M + "/dev/b", os.O_RDWR)
         m = mmap.mmap(f, 4096, offset=1 << 40)
@@ -268,7 +274,7 @@ async def test_stores_to_a_mapping_are_seen_both_ways_and_accesses_reach_the_mod
         print(os.pwrite(f, b"12345678", (2 << 40) + 8), os.pread(f, 4, 7 << 40).decode(),
               refused(os.pread, f, 4, 6 << 40))
     """) == ["from_the_model", "8", "regi", "EINVAL"]
-    assert os.pread(mounted.machine.memory, 4, 1 << 40) == b"WXYZ"
+    assert mounted.machine.memory[0:4] == b"WXYZ"
     assert mounted.machine.written == [((2 << 40) + 8, b"12345678")]
 
 

@@ -69,7 +69,7 @@ async def test_files_with_one_backing_are_one_inode_and_any_of_them_will_do(oper
         assert len(paths) == 1
         number = await look_up(operations, paths.pop())
         assert operations.withdraw("c", file)
-        operations._backed.add(number)  # there is no mount to tell of it
+        operations._backings._told.add(number)  # there is no mount to tell of it
         handles = [(await operations.open(number, os.O_RDWR, OURS)).fh for _ in range(2)]
         assert [files[fh] for fh in handles] == [file, file]
         assert not operations.withdraw("a", file)

@@ -1,0 +1,161 @@
+"""Who is not root, and who is root of a container: the same devices, BARs mapped all the same."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+ROOT = Path(__file__).parents[2]
+LONG = 60
+SOMEBODY = [sys.executable, str(Path(__file__).with_name("unprivileged.py"))]
+IOMMUFS = [sys.executable, "-m", "iommufs.cli"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(kind, *command):
+    result = subprocess.run(
+        [*SOMEBODY, kind, *command],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG,
+    )  # fmt: skip
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture(params=["user", "container"])
+def python(request):
+    """Runs a Python program under `iommufs run`."""
+
+    def python(program, *arguments):
+        command = [*IOMMUFS, "run", "--", sys.executable, "-c", program, *arguments]
+        return run(request.param, *command)
+
+    return python
+
+
+@pytest.mark.parametrize("kind", ["user", "container"])
+def test_a_whole_driver_runs(kind):
+    program = ROOT / "examples" / "edu_driver.py"
+    status, out, err = run(kind, *IOMMUFS, "run", "--", sys.executable, str(program))
+    assert status == 0, err
+    assert out.splitlines()[-1] == "done      all as it should be"
+    assert all("DMA refused" in line for line in err.splitlines())
+
+
+def test_the_program_is_who_it_was_and_has_no_more_rights(python):
+    program = """
+import os
+print(os.getuid(), os.access("/etc/shadow", os.R_OK), os.stat("/dev/vfio/devices/vfio0").st_uid)
+"""
+    status, out, _ = python(program)
+    assert status == 0
+    assert out in ("1 False 1\n", "0 True 0\n")
+
+
+def test_terminals_can_be_made(python):
+    program = """
+import os
+master, slave = os.openpty()
+print(os.ttyname(slave).startswith("/dev/"), os.path.exists(os.ttyname(slave)))
+os.write(master, b"typed\\n")
+print(os.read(slave, 10))
+"""
+    assert python(program) == (0, "True True\nb'typed\\n'\n", "")
+
+
+DIRTY = """
+import errno, fcntl, mmap, os, select, signal, struct
+device, iommu = (os.open(f"/dev/{name}", os.O_RDWR) for name in ("vfio/devices/vfio0", "iommu"))
+fcntl.ioctl(device, 0x3b76, bytearray(struct.pack("IIiI", 16, 0, iommu, 0)))
+bar = mmap.mmap(device, 1 << 20)
+assert bar[0:4] == bytes.fromhex("ed000001")
+for page in range(4096, 1 << 20, 4096):
+    bar[page:page + 4] = b"mine"
+"""
+
+
+def test_a_killed_server_that_has_changed_pages_ends_at_once(python):
+    """Its own mapping goes before its descriptors: nobody else would take the pages."""
+    program = f"""{DIRTY}
+server = os.pidfd_open(os.getppid())
+signal.pidfd_send_signal(server, 9)
+assert select.select([server], [], [], 30)[0], "it hangs"
+try:
+    os.pread(device, 4, 0)
+except OSError as error:
+    print(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
+"""
+    assert python(program) == (0, "True\n", "")
+
+
+def test_a_killed_client_that_has_changed_pages_ends_at_once(python):
+    assert python(f"{DIRTY}os.kill(os.getpid(), 9)") == (128 + signal.SIGKILL, "", "")
+
+
+def test_pages_outlive_the_clients_mapping_and_are_read_as_memory(python):
+    program = """
+import fcntl, mmap, os, struct
+device, iommu = (os.open(f"/dev/{name}", os.O_RDWR) for name in ("vfio/devices/vfio1", "iommu"))
+fcntl.ioctl(device, 0x3b76, bytearray(struct.pack("IIiI", 16, 0, iommu, 0)))
+info = bytearray(struct.pack("IIIIQQ", 32, 0, 7, 0, 0, 0))
+fcntl.ioctl(device, 0x3b6c, info)
+config = struct.unpack("IIIIQQ", info)[5]
+os.pwrite(device, b"\\x06", config + 4)
+bar = mmap.mmap(device, 0x4000)
+bar[0x1000:0x1004] = b"mine"
+bar.close()
+print(os.pread(device, 4, 0x1000), os.pwrite(device, b"more", 0x1004), os.pread(device, 8, 0x1000))
+bar = mmap.mmap(device, 0x4000)
+print(bar[0x1000:0x1008], os.pread(device, 0x4000, 0)[0x1000:0x1008])
+"""
+    expected = "b'mine' 4 b'minemore'\nb'minemore' b'minemore'\n"
+    assert python(program) == (0, expected, "")
+
+
+def test_contracts_hold_through_the_page_cache(tmp_path):
+    tests = [f"tests/contract/test_{name}.py" for name in ("device_mounted", "device_mmap")]
+    base = tmp_path.parent / f"{tmp_path.name}-namespace"
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp=/tmp/{base.name}"]
+    status, out, err = run("namespace", sys.executable, "-m", "pytest", *options, *tests)
+    assert status == 0, out + err
+    assert "left out" not in out
+    shutil.rmtree(f"/tmp/{base.name}", ignore_errors=True)
+
+
+# ---- mount ----
+
+MOUNT = """
+import fcntl, mmap, os, signal, struct, subprocess, sys
+tree = sys.argv[1]
+server = subprocess.Popen([sys.executable, "-m", "iommufs.cli", "mount", tree], stdout=-1)
+server.stdout.readline()
+device, iommu = (os.open(f"{tree}/dev/{n}", os.O_RDWR) for n in ("vfio/devices/vfio0", "iommu"))
+fcntl.ioctl(device, 0x3b76, bytearray(struct.pack("IIiI", 16, 0, iommu, 0)))
+print(mmap.mmap(device, 1 << 20)[0:4].hex())
+server.send_signal(signal.SIGTERM)
+print(server.wait(), os.listdir(tree))
+"""
+
+
+@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="fusermount3 is missing")
+def test_a_user_mounts_with_fusermount3():
+    place = "/tmp/iommufs-test-mount"
+    os.mkdir(place)
+    os.chown(place, 1, 1)
+    try:
+        assert run("user", sys.executable, "-c", MOUNT, place) == (0, "ed000001\n0 []\n", "")
+    finally:
+        os.rmdir(place)
+
+
+def test_without_fusermount3_one_line_says_what_is_missing():
+    status, out, err = run("user", "env", "PATH=/", *IOMMUFS, "mount", "/tmp")
+    assert (status, out) == (1, "")
+    assert err == (
+        "iommufs: cannot mount on /tmp: fusermount3 is missing: apt-get install fuse3, "
+        "or run as root\n"
+    )
