@@ -40,6 +40,10 @@ MOVED = "machine-"
 MACHINE = ".machine"
 
 
+# How user namespaces are refused: by a filter or a policy, by a limit.
+_REFUSALS = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
+
+
 def enter_server() -> None:
     """Move this process to a namespace of its own with an empty directory TREE; OSError.
 
@@ -50,8 +54,8 @@ def enter_server() -> None:
         if not is_root:
             user_namespace.enter()
         _cover_hub()
-    except PermissionError as error:
-        if is_root:
+    except OSError as error:
+        if is_root or error.errno not in _REFUSALS:
             raise
         remedy = user_namespace.remedy()
         raise OSError(error.errno, f"not root, and no user namespace here: {remedy}") from None

@@ -76,15 +76,3 @@ def test_without_dev_fuse_the_line_says_what_to_change(capsys, monkeypatch, numb
     assert code == 125
     assert "/dev/fuse" in line
     assert text in line
-
-
-def test_without_the_right_to_mount_the_line_says_what_to_change(capsys, monkeypatch, tmp_path):
-    status = tmp_path / "status"
-    status.write_text("Name:\tx\nCapEff:\t00000000a80425fb\n")
-    monkeypatch.setattr(launcher.os, "open", lambda *args: os.dup(0))
-    monkeypatch.setattr(launcher, "STATUS", str(status))
-    for arguments, expected in (["run", "true"], 125), (["mount", "/tmp"], 1):
-        code, line = failure(capsys, *arguments)
-        assert code == expected
-        assert "CAP_SYS_ADMIN" in line
-        assert "root" in line
