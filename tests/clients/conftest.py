@@ -68,6 +68,25 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def start(tmp_path):
+    """Starts a program under `iommufs run`, and ends what a test leaves running."""
+    started = []
+
+    def start(*command, options=(), **keywords):
+        process = subprocess.Popen(
+            [*RUN, *options, "--", *map(str, command)],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, **keywords,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
 def start_qemu(debian, tmp_path):
     """Starts machines under `iommufs run`, and ends those that a test leaves running."""
     started = []

@@ -1,0 +1,68 @@
+"""DPDK's testpmd drives two functions of Intel's 82576 on one wire, through their VFIO groups."""
+
+import re
+import signal
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+PORT = 'igb,wire=a,reset_methods=["flr"]'
+ENOUGH = 1000  # frames that each port has received: all of its rings were used, several times
+
+
+@pytest.fixture
+def testpmd(start, debian):
+    """Starts it on the functions with these addresses; they are not reset or bound beforehand."""
+    plugins = next((debian.root / "usr/lib/x86_64-linux-gnu/dpdk").glob("pmds-*"))
+
+    def start_testpmd(*arguments, devices):
+        count = range(1, len(devices) + 1)
+        return start(
+            *debian.command("usr/bin/dpdk-testpmd"), "-d", plugins,
+            *("--no-huge", "-m", "64", "--no-telemetry", "--no-shconf", "--iova-mode=va"),
+            *(word for i in count for word in ("-a", f"0000:00:{i:02x}.0")), "--",
+            *("--total-num-mbufs=2048", "--nb-cores=1", "--txd=64", "--rxd=64", *arguments),
+            options=[word for device in devices for word in ("--device", device)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start_testpmd
+
+
+def test_frames_go_round_between_two_ports(testpmd):
+    process = testpmd("--tx-first", "--burst=8", "--stats-period=1", devices=[PORT, PORT])
+    received = {}
+    while len(received) < 2 or min(received.values()) < ENOUGH:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        if match := re.search(r"NIC statistics for port (\d)", line):
+            port = match[1]
+        if match := re.search(r"RX-packets: (\d+) +RX-missed: (\d+)", line):
+            received[port] = int(match[1])
+            assert match[2] == "0"
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "TX-dropped: 0 " in rest
+    assert "RX-errors: 0" in rest or "RX-dropped: 0 " in rest
+    assert "iommufs" not in errors
+
+
+def test_a_port_is_probed_and_closed(testpmd):
+    process = testpmd("-i", devices=[PORT])
+    out, errors = process.communicate("show port info 0\nshow port xstats 0\nquit\n")
+    assert process.returncode == 0, errors
+    assert "Using IOMMU type 1 (Type 1)" in errors
+    assert "MAC address: 52:54:00:82:35:76" in out
+    assert "Driver name: net_e1000_igb" in out
+    assert "Link speed: 1 Gbps" in out
+    assert "iommufs" not in errors
+
+
+def test_a_function_of_another_driver_is_none_of_its_ports(testpmd):
+    process = testpmd(devices=["edu"])
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "No probed ethernet devices" in out + errors
