@@ -113,9 +113,11 @@ void iofs_device_set_bar(struct iofs_device *device, uint32_t bar, void *memory,
 void iofs_device_set_bus_master(struct iofs_device *device, int on) { device->bus_master = !!on; }
 
 void iofs_device_set_route(struct iofs_device *device, struct iofs_route *route) {
-  struct iofs_route *old = device->route;
   route_get(route);
+  device_enter(device);
+  struct iofs_route *old = device->route;
   device->route = route;
+  device_leave(device);
   if (old)
     iofs_route_put(old);
 }

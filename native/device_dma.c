@@ -65,7 +65,7 @@ static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t 
   if (life->ended)
     return -ECANCELED;
   if (device->bus_master) {
-    struct iofs_domain *domain = domain_of(device->route);
+    struct iofs_domain *domain = domain_of(life->route);
     fault.reason = IOFS_DMA_DETACHED;
     if (domain) {
       err = write ? iofs_dma_write(domain, iova, buf, length, &fault)

@@ -46,7 +46,7 @@ struct iofs_device {
   struct bar bars[N_BARS];
   struct life *life; /* NULL: nobody has opened the function */
   _Atomic int bus_master;
-  struct iofs_route *_Atomic route;
+  struct iofs_route *route; /* under the lock */
   struct iofs_refused *refused;
   struct device_irqs irqs;
   struct device_events events;
@@ -64,6 +64,7 @@ struct word {
 struct life {
   struct iommufs_device handle; /* first: what the model is given */
   struct iofs_device *device;
+  struct iofs_route *route; /* NULL: none */
   void *state;
   _Atomic int ended;
   int woken;

@@ -202,6 +202,8 @@ static void work(struct life *life) {
 }
 
 static void discard(struct life *life) {
+  if (life->route)
+    iofs_route_put(life->route);
   pthread_cond_destroy(&life->wake);
   alloc_free(life->words);
   alloc_free(life);
@@ -249,6 +251,8 @@ int life_begin(struct iofs_device *device) {
     return -ENOMEM;
   life->handle.calls = &device_calls;
   life->device = device;
+  if ((life->route = device->route))
+    route_get(life->route);
   init_cond(&life->wake);
   life->state = device->model->start(device->instance, &life->handle);
   if (!life->state) {

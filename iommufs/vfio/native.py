@@ -48,18 +48,18 @@ class NativeDevice:
     # ---- life
 
     def connect(self) -> None:
-        """The function is complete: its BARs and its group are there."""
+        """The function is complete: its BARs are there."""
         function = self._function
         for index in function.bars.mapped():
             memory = function.bars.memory(index)
             lib.iofs_device_set_bar(self._device, index, memory, len(memory))
-        if function.group is not None:
-            lib.iofs_device_set_route(self._device, function.group.route)
         self.registers_changed()
 
     def open(self) -> None:
         """Power on; OSError, MemoryError."""
         self._running = True
+        if (group := self._function.group) is not None:  # which may be another one than before
+            lib.iofs_device_set_route(self._device, group.route)
         check(lib.iofs_device_start(self._device), "a thread for a device")
 
     def close(self) -> None:
