@@ -31,6 +31,7 @@ from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import result_of
+from iommufs.mapped import MappedFiles
 from iommufs.standin import Listener
 
 if TYPE_CHECKING:
@@ -65,22 +66,25 @@ class FdReturner:
         operations.shows_devices = True
         self._mount = mount
         self._tokens = itertools.count()
+        self._mapped: MappedFiles | None = None
 
     async def run(self, listener: Listener) -> None:
         """Answer until cancelled; owns the listener."""
         try:
             words = ffi.from_buffer("uint64_t[]", listener.ledger.words)
             check(lib.iofs_notifier_start(listener.fd, words), "the thread for notices")
+            self._mapped = MappedFiles(self._files, listener.device)
             try:
-                await self._answer_all(listener.fd)
+                await self._answer_all(listener.fd, self._mapped)
             finally:
                 lib.iofs_notifier_stop()
         finally:
             os.close(listener.fd)
 
-    async def _answer_all(self, listener: int) -> None:
+    async def _answer_all(self, listener: int, mapped: MappedFiles) -> None:
         ready = lib.iofs_notifier_fd()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(mapped.run)
             while True:
                 await trio.lowlevel.wait_readable(ready)
                 notice = ffi.new("struct iofs_notice *")
@@ -105,7 +109,21 @@ class FdReturner:
         if file is None:
             return None
         with self._files.hold(file):  # another thread of the client may close it
-            return await _result_of(file, caller, notice)
+            if notice.call == lib.IOFS_NOTICE_IOCTL:
+                return await self._result_of_ioctl(file, caller, notice)
+            result = await unasked.result_of(file, caller, notice)
+            is_mmap = result is None and notice.call == lib.IOFS_NOTICE_MMAP
+            if is_mmap and getattr(file, "stays_while_mapped", False):
+                self._mapped.keep(file, notice.ino)
+            return result
+
+    async def _result_of_ioctl(self, file: Any, caller: Caller, notice: Any) -> int | None:
+        cmd, arg = notice.args[1] & 0xFFFFFFFF, notice.args[2]
+        if not await may_return_fd(caller, cmd, arg):
+            return None
+        await _releases_done()
+        await self._files.settle()
+        return await result_of(file, caller, cmd, arg, compat=bool(notice.compat))
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
         try:
@@ -132,17 +150,6 @@ class FdReturner:
             if fd < 0 and self._operations.withdraw(token, open_file):
                 open_file.release()
         return check(fd, "a descriptor of our own")
-
-
-async def _result_of(file: Any, caller: Caller, notice: Any) -> int | None:
-    """The answer to a notice about a file of ours; None: the kernel may carry on."""
-    if notice.call == lib.IOFS_NOTICE_IOCTL:
-        cmd, arg = notice.args[1] & 0xFFFFFFFF, notice.args[2]
-        if not await may_return_fd(caller, cmd, arg):
-            return None
-        await _releases_done()
-        return await result_of(file, caller, cmd, arg, compat=bool(notice.compat))
-    return await unasked.result_of(file, caller, notice)
 
 
 async def _releases_done() -> None:

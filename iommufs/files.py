@@ -3,10 +3,11 @@
 An open file answers `async read(offset, size)`, `async write(offset, data)`, `poll()`, `release()`
 and says in `table` which ioctls it knows. It may have `check_mmap(caller, fd, length, prot,
 offset)`, whose UapiError refuses a shared mapping under `iommufs run`, `watch_poll(notify)`, to be
-told once when poll() may answer differently, `fast`, what readers may answer, and `can_seek`,
-without which lseek() is ESPIPE there. One that an ioctl makes may have `access_mode` (O_RDWR
-without) and `stays_on_exec` for the descriptor that the client gets, and a `length`. Numbers are
-never reused, so a late request for a file that is gone finds nothing instead of another file.
+told once when poll() may answer differently, `fast`, what readers may answer, `can_seek`, without
+which lseek() is ESPIPE there, and `stays_while_mapped`, if a mapping keeps it open. One that an
+ioctl makes may have `access_mode` (O_RDWR without) and `stays_on_exec` for the descriptor that the
+client gets, and a `length`. Numbers are never reused, so a late request for a file that is gone
+finds nothing instead of another file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,14 +25,23 @@ from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
 
 
+async def _nothing() -> None:
+    pass
+
+
 class OpenFiles:
-    """All open files of one mount."""
+    """All open files of one mount.
+
+    settle  to be awaited before an ioctl or an open: releases what is closed and is held by what
+            has ended unseen (mapped.py)
+    """
 
     def __init__(self) -> None:
         self._files: dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._holds: Counter[Any] = Counter()
         self._closed: Counter[Any] = Counter()  # how often, of those held
+        self.settle: Callable[[], Awaitable[None]] = _nothing
 
     def __len__(self) -> int:
         return len(self._files)
@@ -72,6 +82,10 @@ class OpenFiles:
                 del self._holds[open_file]
                 for _ in range(self._closed.pop(open_file, 0)):
                     open_file.release()
+
+    def is_closed(self, open_file: Any) -> bool:
+        """Whether it would be released if nobody held it."""
+        return open_file in self._closed and open_file not in self._files.values()
 
     def close(self, fh: int) -> None:
         """Forget a file and release it, as soon as nobody holds it."""

@@ -41,6 +41,7 @@ FLOORS = [
         "server",
         "unasked",
         "looks",
+        "mapped",
         "fdreturn",
         "logs",
         "seccomp",

@@ -72,6 +72,7 @@ class IoctlPump:
             file = self._files[fh]
         except UapiError as error:
             return -error.errno
+        await self._files.settle()
         return await result_of(file, *request)
 
 

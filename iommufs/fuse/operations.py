@@ -360,6 +360,7 @@ class Operations(pyfuse3.Operations):
                 passed_on = self._is_anonymous(node)
                 if passed_on and not _is_ours(ctx):
                     raise UapiError(errno.EACCES, "a file of ours")
+                await self._files.settle()
                 open_file = node.open(flags)
                 await self._backings.prepare(inode, node)
             case TextFile():
@@ -395,6 +396,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         self._files.close(fh)
+        await self._files.settle()
         self._forget(self._anonymous_numbers.pop(fh, None))
 
     @_handler

@@ -201,6 +201,7 @@ class DeviceFile:
     """
 
     table = "vfio"
+    stays_while_mapped = True
 
     def __init__(self, device: VfioDevice, *, by_group: bool = False) -> None:
         self.device = device
