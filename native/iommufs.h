@@ -343,9 +343,11 @@ struct iofs_watch_event {
   uint32_t size;
 };
 
-int iofs_watch_new(const void *memory, uint64_t cookie, uint32_t max_sleep_us,
+int iofs_watch_new(void *memory, uint64_t cookie, uint32_t max_sleep_us,
                    struct iofs_watch **out);
 int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size); /* size 4 or 8 */
+/* A word that is 0 again once a store has been seen, so that the same value is seen each time. */
+int iofs_watch_add_clearing(struct iofs_watch *watch, uint64_t offset, uint32_t size);
 void iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
                       uint64_t value); /* the model's own store; not an event */
 void iofs_watch_free(struct iofs_watch *watch);

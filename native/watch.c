@@ -42,11 +42,12 @@ struct word {
   uint64_t seen;   /* by the model: reported, or stored by itself */
   uint64_t loaded; /* by the last look; between two scans the same */
   uint32_t size;
+  int clears;
 };
 
 struct iofs_watch {
   struct iofs_watch *next;
-  const unsigned char *memory;
+  unsigned char *memory;
   uint64_t cookie;
   uint32_t max_sleep_us;
   size_t n_words;
@@ -110,6 +111,18 @@ static uint64_t half_exchange(unsigned char *memory, uint64_t offset, uint64_t v
   while (!__atomic_compare_exchange_n(word, &before, *after, 0, __ATOMIC_ACQ_REL,
                                       __ATOMIC_ACQUIRE));
   return before;
+}
+
+/* `now` unless it is not `before` any more. */
+static void word_replace(unsigned char *memory, uint64_t offset, uint32_t size, uint64_t before,
+                         uint64_t now) {
+  uint32_t before4 = (uint32_t)before;
+  if (size == 8)
+    __atomic_compare_exchange_n((uint64_t *)(memory + offset), &before, now, 0, __ATOMIC_ACQ_REL,
+                                __ATOMIC_RELAXED);
+  else
+    __atomic_compare_exchange_n((uint32_t *)(memory + offset), &before4, (uint32_t)now, 0,
+                                __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
 static int is_word(uint64_t offset, uint32_t size) {
@@ -185,8 +198,13 @@ static size_t scan(struct iofs_watch *watch) {
     struct word *word = &watch->words[i];
     if (word->loaded == word->seen)
       continue;
-    word->seen = word->loaded;
     push_event(watch, word, word->loaded);
+    if (word->clears) {
+      /* What the client has stored there since is found by the next scan. */
+      word_replace(watch->memory, word->offset, word->size, word->loaded, 0);
+      word->loaded = 0;
+    }
+    word->seen = word->loaded;
     n++;
   }
   return n;
@@ -265,7 +283,7 @@ static int start_poller(void) {
 
 /* ---- interface ---- */
 
-int iofs_watch_new(const void *memory, uint64_t cookie, uint32_t max_sleep_us,
+int iofs_watch_new(void *memory, uint64_t cookie, uint32_t max_sleep_us,
                    struct iofs_watch **out) {
   pthread_once(&once, init);
   if (event_fd < 0)
@@ -314,20 +332,28 @@ static int grow(struct iofs_watch *watch) {
   return 0;
 }
 
-int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size) {
+static int add(struct iofs_watch *watch, uint64_t offset, uint32_t size, int clears) {
   if (!is_word(offset, size))
     return -EINVAL;
   enter();
   int result = is_watched(watch, offset, size, 4) ? -EEXIST : grow(watch);
   if (result == 0) {
     uint64_t value = word_load(watch->memory, offset, size);
-    watch->words[watch->n_words++] =
-        (struct word){.offset = offset, .size = size, .seen = value, .loaded = value};
+    watch->words[watch->n_words++] = (struct word){
+        .offset = offset, .seen = value, .loaded = value, .size = size, .clears = clears};
     n_words++;
     pthread_cond_signal(&words_changed);
   }
   leave();
   return result;
+}
+
+int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size) {
+  return add(watch, offset, size, 0);
+}
+
+int iofs_watch_add_clearing(struct iofs_watch *watch, uint64_t offset, uint32_t size) {
+  return add(watch, offset, size, 1);
 }
 
 /*

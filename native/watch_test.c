@@ -209,6 +209,33 @@ static void test_stores_say_which_were_seen_together(void) {
   bar_free(bar);
 }
 
+static void *store_the_same(void *arg) {
+  struct bar *bar = arg;
+  for (uint32_t i = 0; i < TRANSFERS; i++) {
+    store4(bar, 0x20, 7);
+    while (__atomic_load_n((uint32_t *)(bar->memory + 0x20), __ATOMIC_ACQUIRE) != 0)
+      sched_yield();
+  }
+  return NULL;
+}
+
+static void test_a_clearing_word_shows_each_store_of_the_same_value(void) {
+  struct bar *bar = bar_new(1);
+  assert(iofs_watch_add_clearing(bar->watch, 0x20, 4) == 0);
+  assert(iofs_watch_add_clearing(bar->watch, 0x28, 8) == 0);
+  pthread_t client;
+  assert(pthread_create(&client, NULL, store_the_same, bar) == 0);
+  for (int i = 0; i < TRANSFERS; i++)
+    expect(1, 0x20, 4, 7);
+  pthread_join(client, NULL);
+  store8(bar, 0x28, 1ull << 40);
+  expect(1, 0x28, 8, 1ull << 40);
+  while (load8(bar, 0x28))
+    sched_yield();
+  expect_none();
+  bar_free(bar);
+}
+
 struct burst {
   struct bar *bar;
   uint32_t n;
@@ -341,6 +368,7 @@ int main(void) {
   RUN(test_the_same_value_again_is_seen_after_the_model_took_it_back);
   RUN(test_a_store_that_the_model_overwrites_is_not_lost);
   RUN(test_a_doorbell_never_overtakes_the_address);
+  RUN(test_a_clearing_word_shows_each_store_of_the_same_value);
   RUN(test_what_is_seen_together_was_so_at_one_moment);
   RUN(test_stores_say_which_were_seen_together);
   RUN(test_a_client_that_never_rests_keeps_nobody_waiting);

@@ -115,7 +115,7 @@ class Testdev(Model):
         for word in HEADER_WORDS:
             self.host.watch(MEMORY, word, 4)
         # After the word that starts a test, so that what is stored after it is taken after it.
-        self.host.watch(MEMORY, TEST_OFFSET[MEMORY], 4)
+        self.host.watch(MEMORY, TEST_OFFSET[MEMORY], 4, clears=True)
 
     def close(self) -> None:
         if self._membar:
@@ -153,8 +153,7 @@ class Testdev(Model):
         return self._test.header(self._count) if self._test else b""
 
     def _publish(self) -> None:
-        """What loads of a mapping see; the bytes that count read as 0, so each write differs."""
+        """What loads of a mapping see."""
         header = self._header().ljust(HEADER_WORDS.stop, b"\0")
         for word in HEADER_WORDS:
             self.host.store(MEMORY, word, 4, int.from_bytes(header[word : word + 4], "little"))
-        self.host.store(MEMORY, TEST_OFFSET[MEMORY], 4, 0)

@@ -76,7 +76,7 @@ class BarMemory:
         else:
             self._maps[region][offset : offset + size] = value.to_bytes(size, "little")
 
-    def watch(self, region: int, offset: int, size: int, cookie: int) -> None:
+    def watch(self, region: int, offset: int, size: int, cookie: int, clears: bool) -> None:
         """Watch a word for stores of clients; events carry the cookie."""
         watch = self._watches.get(region)
         if watch is None:
@@ -85,7 +85,8 @@ class BarMemory:
             if lib.iofs_watch_new(memory, cookie, WATCH_SLEEP_US, out) < 0:
                 raise MemoryError("no memory for a watch")
             watch = self._watches[region] = out[0]
-        if lib.iofs_watch_add(watch, offset, size) < 0:
+        add = lib.iofs_watch_add_clearing if clears else lib.iofs_watch_add
+        if add(watch, offset, size) < 0:
             raise MemoryError("no memory for a watched word")
 
     def forget_watches(self) -> None:

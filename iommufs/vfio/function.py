@@ -249,9 +249,9 @@ class PciFunction:
         """Stores of a client to a mapped BAR: (offset, size, value) of those seen together."""
         self.guard("stores", self.model.stores, index, stores)
 
-    def watch_bar(self, index: int, offset: int, size: int) -> None:
+    def watch_bar(self, index: int, offset: int, size: int, clears: bool) -> None:
         """Have store_bar() called for stores of clients to a word of a mapped BAR."""
-        self.bars.watch(index, offset, size, watch.cookie(self, index))
+        self.bars.watch(index, offset, size, watch.cookie(self, index), clears)
 
     # ---- interrupts
 

@@ -170,9 +170,9 @@ class FunctionHost:
         """Leave a value for clients to load."""
         self._function.bars.store(region, offset, size, value)
 
-    def watch(self, region: int, offset: int, size: int) -> None:
+    def watch(self, region: int, offset: int, size: int, *, clears: bool = False) -> None:
         """Have Model.write called for stores of clients to this word."""
-        self._function.watch_bar(region, offset, size)
+        self._function.watch_bar(region, offset, size, clears)
 
     def wake(self) -> None:
         """Ask for power."""

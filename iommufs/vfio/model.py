@@ -168,10 +168,12 @@ class Host(Protocol):
     def store(self, region: int, offset: int, size: int, value: int) -> None:
         """Leave a value (size 4 or 8 bytes) in a mappable BAR's memory for clients to load."""
 
-    def watch(self, region: int, offset: int, size: int) -> None:
+    def watch(self, region: int, offset: int, size: int, *, clears: bool = False) -> None:
         """Call Model.stores when a client's mapping changes this word (4 or 8 bytes) of a BAR.
 
-        Storing the value that is there already cannot be seen. Lasts until the client is gone.
+        Storing the value that is there already cannot be seen. With `clears` the word is 0 again
+        as soon as a store has been seen, so that each store of anything else is. Lasts until the
+        client is gone.
         """
 
     def start(self, task: Callable[[], Awaitable[None]]) -> None:

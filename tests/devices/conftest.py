@@ -28,6 +28,7 @@ class FakeHost:
         self.msi_on = False
         self.reports = []
         self.watches = []
+        self.clearing = set()
         self.bars = {}
         self.slow = False
         self._tasks = []
@@ -77,8 +78,10 @@ class FakeHost:
         assert size in (4, 8)
         self.bars[region][offset : offset + size] = value.to_bytes(size, "little")
 
-    def watch(self, region, offset, size):
+    def watch(self, region, offset, size, *, clears=False):
         assert size in (4, 8)
+        if clears:
+            self.clearing.add((region, offset))
         self.watches.append((region, offset, size))
 
     def start(self, task):

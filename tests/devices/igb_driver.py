@@ -42,7 +42,8 @@ class Driver:
     def store(self, *stores):
         """What a mapping stores and the watch sees together."""
         for register, value in stores:
-            self.host.store(MMIO, register, 4, value)
+            taken = (MMIO, register) in self.host.clearing
+            self.host.store(MMIO, register, 4, 0 if taken else value)
         self.model.stores(MMIO, [(register, 4, value) for register, value in stores])
         self.host.finish()
 

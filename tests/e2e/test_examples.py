@@ -1,6 +1,6 @@
 """The example drivers, unchanged, under `iommufs run`: they see what they see on real Linux.
 
-data/edu_driver.txt is what both printed in the reference guest, for the edu on its root bus.
+data/*.txt is what they printed in the reference guest, for the edu on its root bus and its 82576.
 """
 
 import subprocess
@@ -16,6 +16,7 @@ EXPECTED = (Path(__file__).parent / "data" / "edu_driver.txt").read_text()
 BEHIND_THE_BRIDGE = "0000:04:01.0"
 LONG = 60  # seconds after which something hangs
 
+IGB_EXPECTED = (Path(__file__).parent / "data" / "igb_loopback.txt").read_text()
 EDU_ONLY = """
 [[function]]
 bdf = "0000:00:01.0"
@@ -23,13 +24,16 @@ model = "edu"
 """
 
 
+def compiled(directory, name):
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{ROOT / 'uapi'}"]
+    source = ROOT / "examples" / f"{name}.c"
+    subprocess.run(["cc", *flags, "-o", directory / name, source], check=True)
+    return [str(directory / name)]
+
+
 @pytest.fixture(scope="session")
 def c_driver(tmp_path_factory):
-    program = tmp_path_factory.mktemp("examples") / "edu_driver"
-    source = ROOT / "examples" / "edu_driver.c"
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{ROOT / 'uapi'}"]
-    subprocess.run(["cc", *flags, "-o", program, source], check=True)
-    return [str(program)]
+    return compiled(tmp_path_factory.mktemp("examples"), "edu_driver")
 
 
 @pytest.fixture(params=["c", "python"])
@@ -105,3 +109,9 @@ sys.exit(subprocess.run(sys.argv[1:]).returncode)
     result = run(sys.executable, "-c", program, *c_driver)
     assert result.returncode == 1
     assert result.stderr == "edu_driver: cannot bind 0000:00:06.0: Invalid argument\n"
+
+
+def test_igb_sends_to_itself_as_on_linux(run, tmp_path):
+    driver = compiled(tmp_path, "igb_loopback")
+    result = run(*driver)
+    assert (result.stdout, result.stderr, result.returncode) == (IGB_EXPECTED, "", 0)

@@ -23,7 +23,8 @@ _OTHER_BYTE = 1  # of IVAR_MISC
 # In the order in which stores that are seen together are taken: what a driver clears it clears
 # before it enables anything.
 WATCHED = (reg.ICR, reg.EICR, reg.IMC, reg.IMS, reg.EIMC, reg.EIMS, reg.ICS, reg.EICS)
-_SELF_CLEARING = frozenset((reg.IMC, reg.IMS, reg.EIMC, reg.EIMS, reg.ICS, reg.EICS))
+# Words that start something are 0 to loads, so that each store is seen.
+CLEARING = frozenset((reg.IMC, reg.IMS, reg.EIMC, reg.EIMS, reg.ICS, reg.EICS))
 
 
 def together(mask: int, cleared: int, set: int) -> int:
@@ -163,7 +164,7 @@ class Interrupts:
             self._mask_extended(
                 0 if register == reg.EIMS else value, value if register == reg.EIMS else 0
             )
-        self._done(register)
+        self._publish()
 
     def store(self, words: dict[int, int]) -> None:
         """Stores to WATCHED that were seen together, by register."""
@@ -179,13 +180,6 @@ class Interrupts:
         for register in (reg.ICS, reg.EICS):
             if register in words:
                 self.write(register, words[register])
-        for register in words:
-            self._done(register)
-
-    def _done(self, register: int) -> None:
-        """Words that start something read as 0 through a mapping, so that each store is seen."""
-        if register in _SELF_CLEARING:
-            self._registers.put(register, 0)
         self._publish()
 
     def _mask(self, cleared: int, set: int) -> None:

@@ -100,7 +100,8 @@ class Igb(Model):
         self._open_record()
         self.reset()
         for register in WATCHED:
-            self.host.watch(MMIO, register, 4)
+            clears = reg.canonical(register) in interrupts.CLEARING
+            self.host.watch(MMIO, register, 4, clears=clears)
 
     def close(self) -> None:
         self._engine.stop()
