@@ -30,10 +30,11 @@ PARAMETERS = {
 
 @dataclass
 class Place:
-    """A group and the number of its node."""
+    """A group, the number of its node, and how many of its functions the driver has."""
 
     group: VfioGroup
     minor: int
+    n_devices: int = 0
 
 
 class Nodes(Protocol):
@@ -95,7 +96,8 @@ class VfioPci(Driver):
         self._taken.remove(device.index)
         dev.power_control = "on"
         place = self.groups[device.group.number]
-        if not any(other.vfio and other.vfio.group is place.group for other in self._others(dev)):
+        place.n_devices -= 1
+        if not place.n_devices:
             del self.groups[device.group.number]
             place.group.withdraw()
             self.nodes.remove_group(place.group, place.minor)
@@ -112,15 +114,13 @@ class VfioPci(Driver):
         else:
             await self._virtual_functions.disable(dev)
 
-    def _others(self, dev: PciDev) -> Collection[PciDev]:
-        return [other for other in self._bus.devs.values() if other is not dev]
-
     def _group(self, dev: PciDev) -> VfioGroup:
         number = dev.group.number
         if number not in self.groups:
             minor = _lowest_free({place.minor for place in self.groups.values()})
             place = self.groups[number] = Place(VfioGroup(dev.group, self._files), minor)
             self.nodes.add_group(place.group, minor)
+        self.groups[number].n_devices += 1
         return self.groups[number].group
 
     def _dev_set(self, dev: PciDev) -> DevSet:
