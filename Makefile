@@ -6,13 +6,15 @@
 # make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
 #              Debian's of it (140 MB); LIBVFN names the sources of libvfn, which Debian does not have
 # make conformance KERNEL_SRC=DIR    the kernel's own iommufd selftests, from a kernel tree
+# make conformance-vfio KERNEL_SRC=DIR    likewise its vfio selftests
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
 
 PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native property bench test-clients conformance lint clean set-up
+.PHONY: build demo test test-native property bench test-clients conformance conformance-vfio \
+  lint clean set-up
 
 build: set-up
 
@@ -46,6 +48,9 @@ test-clients: set-up
 
 conformance: set-up
 	scripts/conformance "$(KERNEL_SRC)" $(ARGS)
+
+conformance-vfio: set-up
+	scripts/conformance-vfio "$(KERNEL_SRC)"
 
 clean:
 	rm -rf build iommufs/_native*.so iommufs.egg-info .pytest_cache .hypothesis .ruff_cache
