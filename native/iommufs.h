@@ -348,8 +348,10 @@ int iofs_watch_new(void *memory, uint64_t cookie, uint32_t max_sleep_us,
 int iofs_watch_add(struct iofs_watch *watch, uint64_t offset, uint32_t size); /* size 4 or 8 */
 /* A word that is 0 again once a store has been seen, so that the same value is seen each time. */
 int iofs_watch_add_clearing(struct iofs_watch *watch, uint64_t offset, uint32_t size);
-void iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
-                      uint64_t value); /* the model's own store; not an event */
+/* The model's own store, which is no event; returns what was there. If that is a client's store, its
+ * event may be still to come, and is older than this store. */
+uint64_t iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
+                          uint64_t value);
 void iofs_watch_free(struct iofs_watch *watch);
 int iofs_watch_fd(void); /* an eventfd, readable while iofs_watch_next() has something */
 int iofs_watch_next(struct iofs_watch_event *out); /* 1: written; 0: none */

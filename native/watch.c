@@ -33,7 +33,7 @@
 /* Then it sleeps, each time twice as long, up to the max_sleep_us of the most impatient watch. */
 #define MIN_SLEEP_US 20
 /* How often a scan that found stores looks again, until no new ones have come meanwhile. */
-#define STEADY_TRIES 4
+#define STEADY_TRIES 64
 /* Free events that a watch with n words has at least. */
 #define RING_SPARE 256
 
@@ -373,24 +373,27 @@ static void take_store(struct iofs_watch *watch, struct word *word, uint64_t off
   word->seen = word->loaded = value >> shift & mask;
 }
 
-void iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
-                      uint64_t value) {
+uint64_t iofs_watch_store(struct iofs_watch *watch, void *memory, uint64_t offset, uint32_t size,
+                          uint64_t value) {
   assert(is_word(offset, size));
   enter();
-  uint64_t before;
+  uint64_t before, word = offset;
+  uint32_t word_size = size;
   if (size == 4 && is_watched(watch, offset & ~UINT64_C(7), 8, 8)) {
     uint64_t half = value;
     before = half_exchange(memory, offset, half, &value);
-    offset &= ~UINT64_C(7);
-    size = 8;
+    word = offset & ~UINT64_C(7);
+    word_size = 8;
   } else {
     before = word_exchange(memory, offset, size, value);
   }
   for (size_t i = 0; i < watch->n_words; i++)
-    if (overlaps(&watch->words[i], offset, size))
-      take_store(watch, &watch->words[i], offset, before, value);
+    if (overlaps(&watch->words[i], word, word_size))
+      take_store(watch, &watch->words[i], word, before, value);
   sleep_us = MIN_SLEEP_US; /* clients answer what devices say */
   leave();
+  before >>= 8 * (offset - word);
+  return size == 4 ? (uint32_t)before : before;
 }
 
 void iofs_watch_free(struct iofs_watch *watch) {

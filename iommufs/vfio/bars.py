@@ -68,13 +68,17 @@ class BarMemory:
         """The same as a C buffer."""
         return ffi.from_buffer(self._maps[region])
 
-    def store(self, region: int, offset: int, size: int, value: int) -> None:
-        """Leave a value for clients; a watch on it does not take it for a client's store."""
+    def store(self, region: int, offset: int, size: int, value: int) -> int:
+        """Leave a value for clients; a watch on it does not take it for a client's store.
+
+        Returns what was there.
+        """
         if watch := self._watches.get(region):
             memory = ffi.from_buffer(self._maps[region])
-            lib.iofs_watch_store(watch, memory, offset, size, value)
-        else:
-            self._maps[region][offset : offset + size] = value.to_bytes(size, "little")
+            return lib.iofs_watch_store(watch, memory, offset, size, value)
+        before = int.from_bytes(self._maps[region][offset : offset + size], "little")
+        self._maps[region][offset : offset + size] = value.to_bytes(size, "little")
+        return before
 
     def watch(self, region: int, offset: int, size: int, cookie: int, clears: bool) -> None:
         """Watch a word for stores of clients; events carry the cookie."""

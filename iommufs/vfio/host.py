@@ -166,9 +166,9 @@ class FunctionHost:
         """The memory behind a mappable BAR."""
         return self._function.bars.view(region)
 
-    def store(self, region: int, offset: int, size: int, value: int) -> None:
-        """Leave a value for clients to load."""
-        self._function.bars.store(region, offset, size, value)
+    def store(self, region: int, offset: int, size: int, value: int) -> int:
+        """Leave a value for clients to load; what was there."""
+        return self._function.bars.store(region, offset, size, value)
 
     def watch(self, region: int, offset: int, size: int, *, clears: bool = False) -> None:
         """Have Model.write called for stores of clients to this word."""

@@ -165,8 +165,12 @@ class Host(Protocol):
         Reading it is safe at any time; store through `store` only, so that watches know.
         """
 
-    def store(self, region: int, offset: int, size: int, value: int) -> None:
-        """Leave a value (size 4 or 8 bytes) in a mappable BAR's memory for clients to load."""
+    def store(self, region: int, offset: int, size: int, value: int) -> int:
+        """Leave a value (size 4 or 8 bytes) in a mappable BAR's memory for clients to load.
+
+        Returns what was there. If that is what a client stored, its event, which may be still to
+        come, is older than this store.
+        """
 
     def watch(self, region: int, offset: int, size: int, *, clears: bool = False) -> None:
         """Call Model.stores when a client's mapping changes this word (4 or 8 bytes) of a BAR.

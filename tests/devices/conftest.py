@@ -54,6 +54,8 @@ class FakeHost:
 
     async def dma_write_spans(self, spans):
         done = [await self._or_error(self.dma_write(*span)) for span in spans]
+        if self.slow:
+            await _wait()  # the client sees it already
         return [error for error in done if error is not None]
 
     async def _or_error(self, move):
@@ -76,7 +78,9 @@ class FakeHost:
 
     def store(self, region, offset, size, value):
         assert size in (4, 8)
+        before = int.from_bytes(self.bars[region][offset : offset + size], "little")
         self.bars[region][offset : offset + size] = value.to_bytes(size, "little")
+        return before
 
     def watch(self, region, offset, size, *, clears=False):
         assert size in (4, 8)

@@ -5,7 +5,17 @@ import pytest
 from iommufs.devices.igb import Igb
 from iommufs.devices.igb import registers as reg
 from iommufs.devices.igb.interrupts import together
-from tests.devices.igb_driver import LOOPBACK, MMIO, PROMISCUOUS, Driver, frame
+from tests.devices.igb_driver import (
+    ADVANCED,
+    EOP,
+    IFCS,
+    LOOPBACK,
+    MMIO,
+    PROMISCUOUS,
+    TX_BUFFERS,
+    Driver,
+    frame,
+)
 
 ALL = 0xFFFFFFFF
 MULTIPLE = reg.GPIE_MULTIPLE_MSIX
@@ -198,6 +208,48 @@ def test_announced_causes_end_with_the_next_store_to_a_mask(driver):
     driver.store((reg.IMS, reg.LSC | reg.RXO))
     assert driver.host.intx
     assert driver.host.load(MMIO, reg.ICR, 4) == reg.RXO | reg.INT_ASSERTED
+
+
+def arriving(driver):
+    """A frame whose descriptors are just being written: the task waits for memory."""
+    driver.host.slow = True
+    at = TX_BUFFERS
+    driver.poke(at, frame())
+    driver.describe(at, ADVANCED | EOP | IFCS | 60)
+    driver.write(driver.tx(reg.TAIL), 1)
+    while not driver.descriptor(0)[2] & 1:
+        driver.host.step()
+    assert driver.host.running
+    driver.host.slow = False
+
+
+def test_a_cause_that_is_cleared_when_its_frame_is_seen_does_not_interrupt(msix):
+    msix.write(reg.EIMC, ALL)
+    arriving(msix)
+    msix.store_only((reg.EICR, ALL), (reg.EIMS, 1 << 3))
+    msix.host.finish()
+    assert msix.host.messages == []
+    assert msix.read(reg.EICR) == 0
+
+
+def test_a_cause_that_is_enabled_while_its_frame_arrives_interrupts_once_it_is_there(msix):
+    msix.write(reg.EIMC, ALL)
+    msix.write(reg.EIAC, ALL)
+    arriving(msix)
+    msix.store_only((reg.EIMS, 1 << 3))
+    assert msix.host.messages == []
+    msix.host.finish()
+    assert msix.host.messages == [3]
+
+
+def test_a_store_that_is_older_than_a_cause_does_not_clear_it(msix):
+    msix.write(reg.EIMC, ALL)
+    msix.write(reg.EICS, 1 << 5)
+    msix.host.store(MMIO, reg.EICR, 4, ALL)  # not seen yet
+    msix.send(frame())
+    assert msix.host.load(MMIO, reg.EICR, 4) == 0b1010
+    msix.model.stores(MMIO, [(reg.EICR, 4, ALL)])  # now it is
+    assert msix.host.load(MMIO, reg.EICR, 4) == msix.read(reg.EICR) == 0b1010
 
 
 def test_a_pair_of_mask_stores_seen_together_leaves_the_mask(msix):

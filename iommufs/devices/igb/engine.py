@@ -138,12 +138,14 @@ class Engine:
         written = []
         for queue in sorted(self._rx_due, key=lambda queue: queue.index):
             self._rx_due.discard(queue)
-            done = await queue.put(self._host)
+            number = queue.index
+            done = await queue.put(self._host, lambda n=number: self._interrupts.arriving(n))
             if self._task is not task:
                 return []
+            self._interrupts.arrived(number)
             if done:
                 self._rx_due.add(queue)
-                written.append(queue.index)
+                written.append(number)
         return written
 
     def _send(self, frames: list[bytes]) -> None:

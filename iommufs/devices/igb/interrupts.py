@@ -5,6 +5,9 @@ EIMS: with multiple MSI-X vectors (GPIE) one bit for each vector, and IVAR says 
 which; without, ICR is bit 31 and everything shares one line or message. Each assertion of an
 enabled cause sends a message, whether its bit was set before or not. Throttling (EITR) is left out.
 
+The cause of a frame is there before its descriptor is, its message follows. A client that sees the
+descriptor and clears the cause so really has cleared it, and is not interrupted.
+
 A client whose mapping loads ICR does not clear it, because nobody notices. So the causes that were
 announced by an interrupt are cleared by its next store to a mask: that is what follows the load.
 """
@@ -48,6 +51,9 @@ class Interrupts:
     def _clear(self) -> None:
         self._icr = self._ims = self._eicr = self._eims = 0
         self._announced = 0
+        self._arriving = 0  # bits of EICR whose descriptors the client does not see yet
+        self._shown = 0  # what EICR was left as
+        self._cleared: list[int] = []  # stores to EICR that have been taken before their event
 
     def reset(self) -> None:
         self._clear()
@@ -77,21 +83,35 @@ class Interrupts:
     def queues(self, received: Iterable[int], sent: Iterable[int]) -> None:
         """Descriptors of these queues have been written back."""
         bits = 0
-        for queues, byte in ((received, 0), (sent, 1)):
-            for queue in queues:
-                bits |= self._vector(reg.IVAR + 4 * (queue & 7), byte + (queue >> 3) * 2)
+        for queue in sent:
+            bits |= self._queue_vector(queue, 1)
+        for queue in received:
+            bits |= self._queue_vector(queue, 0) & self._eicr  # if nobody has cleared it
         if bits:
             self._extended(bits)
         if not self._multiple:
             self.cause((reg.RXDW if received else 0) | (reg.TXDW if sent else 0))
+
+    def arriving(self, queue: int) -> None:
+        """Descriptors of a receive queue will be written back at once."""
+        if bits := self._queue_vector(queue, 0):
+            self._arriving |= bits
+            self._show_eicr(bits)
+
+    def arrived(self, queue: int) -> None:
+        """They have been, or not after all; queues() follows if they have."""
+        self._arriving &= ~self._queue_vector(queue, 0)
+
+    def _queue_vector(self, queue: int, byte: int) -> int:
+        return self._vector(reg.IVAR + 4 * (queue & 7), byte + (queue >> 3) * 2)
 
     def _vector(self, register: int, byte: int) -> int:
         entry = self._registers.get(register) >> 8 * byte & 0xFF
         return 1 << (entry & 0x1F) if entry & _VALID else 0
 
     def _extended(self, bits: int) -> None:
-        self._eicr |= bits
-        due = bits & self._eims
+        self._show_eicr(bits)
+        due = bits & self._eims & ~self._arriving
         if due and self._multiple:
             self._messages(due)
         elif due:
@@ -116,13 +136,28 @@ class Interrupts:
 
     def _publish(self) -> None:
         self._registers.put(reg.ICR, self._icr | (reg.INT_ASSERTED if self._asserted else 0))
-        self._registers.put(reg.EICR, self._shown_eicr())
+        self._show_eicr(0)
         if not self._asserted and not self._multiple:
             self._host.set_intx(False)
 
-    def _shown_eicr(self) -> int:
+    def _eicr_value(self) -> int:
         other = reg.EICR_OTHER if self._icr & self._ims and not self._multiple else 0
         return self._eicr | other
+
+    def _show_eicr(self, new: int) -> None:
+        """Set bits, and let loads see the register.
+
+        A store that is found there clears what was there before the new bits; its event, which
+        comes later, means nothing any more.
+        """
+        found = self._registers.put(reg.EICR, self._eicr_value() | new)
+        if found != self._shown:
+            self._eicr &= ~found
+            self._cleared.append(found)
+        self._eicr |= new
+        self._shown = self._eicr_value()
+        if found != self._shown:
+            self._registers.put(reg.EICR, self._shown)
 
     # -- registers --------------------------------------------------------------------------------
 
@@ -131,7 +166,7 @@ class Interrupts:
         if register == reg.ICR:
             return self._read_icr()
         if register == reg.EICR:
-            value, self._eicr = self._shown_eicr(), 0
+            value, self._eicr = self._eicr_value(), 0
             self._publish()
             return value
         if register in (reg.IMS, reg.EIMS):
@@ -168,9 +203,10 @@ class Interrupts:
 
     def store(self, words: dict[int, int]) -> None:
         """Stores to WATCHED that were seen together, by register."""
-        for register, value in words.items():
-            if register in (reg.ICR, reg.EICR):
-                self.write(register, value)
+        if reg.ICR in words:
+            self.write(reg.ICR, words[reg.ICR])
+        if reg.EICR in words:
+            self._store_eicr(words[reg.EICR])
         if reg.IMC in words or reg.IMS in words:
             self._icr &= ~self._announced
             self._announced = 0
@@ -181,6 +217,13 @@ class Interrupts:
             if register in words:
                 self.write(register, words[register])
         self._publish()
+
+    def _store_eicr(self, value: int) -> None:
+        if value in self._cleared:
+            self._cleared.remove(value)
+        else:
+            self._shown = value
+            self.write(reg.EICR, value)
 
     def _mask(self, cleared: int, set: int) -> None:
         self._ims = together(self._ims, cleared, set)

@@ -151,12 +151,13 @@ class Registers:
     def get(self, offset: int) -> int:
         return int.from_bytes(self._memory[offset : offset + 4], "little")
 
-    def put(self, offset: int, value: int) -> None:
-        """At both addresses of the register; not a client's store."""
-        self._host.store(0, offset, 4, value)
+    def put(self, offset: int, value: int) -> int:
+        """At both addresses of the register; not a client's store. What was at the first."""
+        before = self._host.store(0, offset, 4, value)
         alias = ALIASES_OF.get(offset)
         if alias is not None:
             self._host.store(0, alias, 4, value)
+        return before
 
     def change(self, offset: int, clear: int, set: int) -> None:
         self.put(offset, (self.get(offset) & ~clear) | set)

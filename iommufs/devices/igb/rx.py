@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from iommufs.devices.igb import registers as reg
@@ -75,8 +76,11 @@ class ReceiveQueue:
             return 0, 0, 0
         return head, (tail - head) % size, size
 
-    async def put(self, host: Host) -> bool:
-        """Write the next frames to memory. False: there is nothing to write, or nowhere."""
+    async def put(self, host: Host, before: Callable[[], None]) -> bool:
+        """Write the next frames to memory. False: there is nothing to write, or nowhere.
+
+        before  is called when the client does not see them yet
+        """
         generation = self._generation
         head, free, size = self._free()
         if not self._arrivals:
@@ -101,6 +105,7 @@ class ReceiveQueue:
         for iova, length in _ring(base, head, used, size):
             data.append((iova, written[done : done + length]))
             done += length
+        before()
         await host.dma_write_spans(data)
         if self._generation is not generation:
             return False
