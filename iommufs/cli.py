@@ -131,6 +131,20 @@ def list_models(as_json: bool) -> int:
     return 0
 
 
+@commands.command("check")
+@_json
+def check_machine(as_json: bool) -> int:
+    """Say what this machine can do, what it cannot, and what would change that.
+
+    Exits with 1 if `iommufs run` cannot work.
+    """
+    from iommufs import check
+
+    findings = check.run()
+    _print(check.objects(findings) if as_json else check.text(findings))
+    return int(any(finding.state == check.NO for finding in findings))
+
+
 def _print(what: object) -> None:
     """A text, or anything else as JSON."""
     import json
