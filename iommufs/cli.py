@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -17,9 +17,11 @@ import click
 from iommufs import launcher
 
 if TYPE_CHECKING:
+    from iommufs.connect import Guest, Host
+    from iommufs.fdreturn import FdReturner
     from iommufs.fuse.operations import Operations
     from iommufs.machine import Machine
-    from iommufs.run_server import TakeListener
+    from iommufs.standin import TakeListener
 
 LEVELS = ("debug", "info", "warning", "error")
 USAGE = 2
@@ -31,6 +33,7 @@ _device = click.option(
     "--device", "devices", metavar="MODEL[,KEY=VALUE]...", multiple=True,
     help="A device of the machine, in place of the default one or added to FILE's; repeatable.",
 )  # fmt: skip
+_name = click.option("--name", metavar="NAME", help="Let `run --connect NAME` share the server.")
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _log_level = click.option(
     "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True
@@ -61,10 +64,17 @@ def _print_version(context: click.Context) -> None:
 @commands.command(context_settings={"allow_interspersed_args": False})
 @_config
 @_device
+@_name
+@click.option("--connect", metavar="NAME", help="Share the server of that name.")
 @_log_level
 @click.argument("command", metavar="[--] CMD...", nargs=-1, type=click.UNPROCESSED)
 def run(
-    config: str | None, devices: tuple[str, ...], log_level: str, command: tuple[str, ...]
+    config: str | None,
+    devices: tuple[str, ...],
+    name: str | None,
+    connect: str | None,
+    log_level: str,
+    command: tuple[str, ...],
 ) -> int:
     """Run CMD with our /dev/iommu, /dev/vfio and PCI devices in place of the machine's.
 
@@ -73,16 +83,31 @@ def run(
     """
     if not command:
         raise click.UsageError("no command to run")
-    server = functools.partial(_run_server, (config, devices), log_level)
+    if connect is not None:
+        if config or devices or name:
+            raise click.UsageError("--connect goes without --config, --device and --name")
+        from iommufs.connect import Guest
+
+        guest = Guest(connect)
+        server = functools.partial(_run_guest, guest, log_level)
+        return launcher.launch(list(command), server, guest.enter)
+    server = functools.partial(_run_server, (config, devices), name, log_level)
     return launcher.launch(list(command), server)
 
 
 @commands.command()
 @_config
 @_device
+@_name
 @_log_level
 @click.argument("directory", metavar="DIR")
-def mount(config: str | None, devices: tuple[str, ...], log_level: str, directory: str) -> int:
+def mount(
+    config: str | None,
+    devices: tuple[str, ...],
+    name: str | None,
+    log_level: str,
+    directory: str,
+) -> int:
     """Serve the tree on DIR until SIGTERM or SIGINT; says so when it is ready."""
     launcher.check_machine()
     directory = os.path.abspath(directory)
@@ -96,11 +121,13 @@ def mount(config: str | None, devices: tuple[str, ...], log_level: str, director
     import trio
 
     from iommufs import logs, machine, server, topology
+    from iommufs.connect import ConnectError, Host
 
     logs.configure(log_level)
     try:
-        trio.run(_serve_mount, machine.load(config, devices), directory)
-    except (topology.TopologyError, server.MountError) as error:
+        host = None if name is None else Host(name)
+        trio.run(_serve_mount, machine.load(config, devices), directory, host)
+    except (topology.TopologyError, server.MountError, ConnectError) as error:
         raise launcher.LaunchError(str(error)) from None
     return 0
 
@@ -152,22 +179,40 @@ def _print(what: object) -> None:
     click.echo(what if isinstance(what, str) else json.dumps(what, indent=2))
 
 
+def _run_guest(
+    guest: Guest, log_level: str, front: socket.socket, link: socket.socket, client: int
+) -> int:
+    from iommufs import logs
+    from iommufs.run_server import RunServer
+
+    logs.configure(log_level)
+    return RunServer(front, link, client, guest.serve).run()
+
+
 def _run_server(
     wanted: tuple[str | None, tuple[str, ...]],
+    name: str | None,
     log_level: str,
     front: socket.socket,
     link: socket.socket,
     client: int,
 ) -> int:
     from iommufs import logs
+    from iommufs.connect import ConnectError, Host
     from iommufs.run_server import RunServer
 
     logs.configure(log_level)
-    return RunServer(front, link, client, functools.partial(_serve_run, wanted)).run()
+    try:
+        host = None if name is None else Host(name)
+    except ConnectError as error:
+        front.send(f"failed {error}".encode())
+        return launcher.FAILED
+    return RunServer(front, link, client, functools.partial(_serve_run, wanted, host), host).run()
 
 
 async def _serve_run(
     wanted: tuple[str | None, tuple[str, ...]],
+    host: Host | None,
     tree: str,
     ready: Callable[[], None],
     take_listener: TakeListener,
@@ -187,18 +232,39 @@ async def _serve_run(
         if listener is not None:
             await returners[0].run(listener)
 
+    async def keep_house() -> None:
+        await _keep_house(returners[0], host, tree)
+
     await server.serve(
         *(made.root, made.files, tree),
         ready=ready,
-        tasks=[made.run, return_fds],
+        tasks=[made.run, return_fds, keep_house],
         on_operations=on_operations,
     )
 
 
-async def _serve_mount(made: Machine, directory: str) -> None:
+async def _keep_house(returner: FdReturner, host: Host | None, tree: str) -> None:
+    """What goes on beside the answers to those under a filter."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(returner.keep_mapped)
+        if host is not None:
+            nursery.start_soon(host.serve, tree, returner)
+
+
+async def _serve_mount(made: Machine, directory: str, host: Host | None) -> None:
     import trio
 
     from iommufs import server
+    from iommufs.fdreturn import FdReturner
+
+    tasks: list[Callable[[], Awaitable[None]]] = [made.run]
+
+    def on_operations(operations: Operations) -> None:
+        if host is not None:
+            returner = FdReturner(made.files, operations, directory)
+            tasks.append(functools.partial(_keep_house, returner, host, directory))
 
     def ready() -> None:
         print(f"iommufs: serving on {directory}", flush=True)
@@ -209,11 +275,13 @@ async def _serve_mount(made: Machine, directory: str) -> None:
             await anext(signals)
             scope.cancel()
 
+        tasks.append(stop_at_signal)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await server.serve(
                 *(made.root, made.files, directory),
                 ready=ready,
-                tasks=[made.run, stop_at_signal],
+                tasks=tasks,
+                on_operations=on_operations,
             )
 
 

@@ -32,7 +32,7 @@ from iommufs.errors import UapiError, check
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import result_of
 from iommufs.mapped import MappedFiles
-from iommufs.standin import Listener
+from iommufs.standin import Listener, mounted_device
 
 if TYPE_CHECKING:
     from iommufs.fuse.operations import Operations
@@ -58,7 +58,10 @@ async def may_return_fd(caller: Caller, cmd: int, arg: int) -> bool:
 
 
 class FdReturner:
-    """The listener's end: answers the notices of one run."""
+    """The listeners' end: answers the notices of a run, and of those that have joined it.
+
+    others  the processes, besides our own children, whose descendants are in the run
+    """
 
     def __init__(self, files: OpenFiles, operations: Operations, mount: str) -> None:
         self._files = files
@@ -67,32 +70,38 @@ class FdReturner:
         self._mount = mount
         self._tokens = itertools.count()
         self._mapped: MappedFiles | None = None
+        self.others: set[int] = set()
 
     async def run(self, listener: Listener) -> None:
         """Answer until cancelled; owns the listener."""
         try:
+            out = ffi.new("struct iofs_notifier **")
             words = ffi.from_buffer("uint64_t[]", listener.ledger.words)
-            check(lib.iofs_notifier_start(listener.fd, words), "the thread for notices")
-            self._mapped = MappedFiles(self._files, listener.device)
+            check(lib.iofs_notifier_start(listener.fd, words, out), "the thread for notices")
             try:
-                await self._answer_all(listener.fd, self._mapped)
+                await self._answer_all(listener, out[0])
             finally:
-                lib.iofs_notifier_stop()
+                lib.iofs_notifier_stop(out[0])
         finally:
             os.close(listener.fd)
 
-    async def _answer_all(self, listener: int, mapped: MappedFiles) -> None:
-        ready = lib.iofs_notifier_fd()
+    async def keep_mapped(self) -> None:
+        """Keep devices open while they are mapped; until cancelled, once we are mounted."""
+        device = mounted_device(self._mount)
+        self._mapped = MappedFiles(self._files, device, self.others)
+        await self._mapped.run()
+
+    async def _answer_all(self, listener: Listener, notifier: Any) -> None:
+        ready = lib.iofs_notifier_fd(notifier)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mapped.run)
             while True:
                 await trio.lowlevel.wait_readable(ready)
                 notice = ffi.new("struct iofs_notice *")
-                while lib.iofs_notifier_next(notice):
-                    nursery.start_soon(self._answer, listener, notice)
+                while lib.iofs_notifier_next(notifier, notice):
+                    nursery.start_soon(self._answer, notifier, listener.fd, notice)
                     notice = ffi.new("struct iofs_notice *")
 
-    async def _answer(self, listener: int, notice: Any) -> None:
+    async def _answer(self, notifier: Any, listener: int, notice: Any) -> None:
         caller = NotifiedCaller(self, listener, notice)
         if notice.call in looks.CALLS:
             result = await looks.result_of(self._operations.device_of(notice.ino), caller, notice)
@@ -102,7 +111,7 @@ class FdReturner:
             lib.iofs_notice_continue(listener, notice.id)
         else:
             lib.iofs_notice_answer(listener, notice.id, result)
-        lib.iofs_notifier_forget(notice.id)
+        lib.iofs_notifier_forget(notifier, notice.id)
 
     async def _result_of_open_file(self, caller: NotifiedCaller, notice: Any) -> int | None:
         file = self._file_of(caller, notice.fd)
@@ -113,7 +122,7 @@ class FdReturner:
                 return await self._result_of_ioctl(file, caller, notice)
             result = await unasked.result_of(file, caller, notice)
             is_mmap = result is None and notice.call == lib.IOFS_NOTICE_MMAP
-            if is_mmap and getattr(file, "stays_while_mapped", False):
+            if self._mapped and is_mmap and getattr(file, "stays_while_mapped", False):
                 self._mapped.keep(file, notice.ino)
             return result
 

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from iommufs import namespace, standin, syscalls
+from iommufs import connect, namespace, standin, syscalls
 
 # What env(1), timeout(1), … end with when they themselves fail, not the command.
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -46,11 +46,21 @@ SI_USER, SI_QUEUE, SI_TKILL = 0, -1, -6
 RunServer = Callable[[socket.socket, socket.socket, int], int]
 
 
+# Moves the server process to a namespace with a directory namespace.TREE; returns descriptors that
+# it keeps. OSError, ConnectError.
+Enter = Callable[[], list[int]]
+
+
+def enter_server() -> list[int]:
+    namespace.enter_server()
+    return []
+
+
 class LaunchError(Exception):
     """The run cannot start; its text is the one line for the user."""
 
 
-def launch(command: list[str], run_server: RunServer) -> int:
+def launch(command: list[str], run_server: RunServer, enter: Enter = enter_server) -> int:
     """Run a command to its end; returns its exit status, 128 + signal if it was killed by one.
 
     LaunchError. Closes stdin, stdout and all inherited files of this process.
@@ -66,7 +76,7 @@ def launch(command: list[str], run_server: RunServer) -> int:
         exit_code = FAILED
         try:
             client = Client(command, old_mask, child_action)
-            exit_code = _start_client(server, client, run_server)
+            exit_code = _start_client(server, client, run_server, enter)
         finally:
             os._exit(exit_code)
     server.close()
@@ -216,14 +226,17 @@ class Front:
 # ---- the server ----------------------------------------------------------------------------------
 
 
-def _start_client(front: socket.socket, client: Client, run_server: RunServer) -> int:
+def _start_client(front: socket.socket, client: Client, run_server: RunServer, enter: Enter) -> int:
     try:
         syscalls.become_subreaper()
-        namespace.enter_server()
+        kept = enter()
         mine, theirs = _socketpair()
         pid = os.fork()
     except OSError as error:
         front.send(f"failed the mount namespace: {error.strerror or error}".encode())
+        return FAILED
+    except connect.ConnectError as error:
+        front.send(f"failed {error}".encode())
         return FAILED
     if pid == 0:
         try:
@@ -235,7 +248,7 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer) -
     theirs.close()
     front.send(f"client {pid}".encode())
     os.setsid()  # the terminal's signals are the client's
-    _close_files_except(front.fileno(), mine.fileno())
+    _close_files_except(front.fileno(), mine.fileno(), *kept)
     signal.pthread_sigmask(signal.SIG_SETMASK, client.mask)
     return run_server(front, mine, pid)
 

@@ -33,7 +33,8 @@ async def result_of(node: DeviceNode | None, caller: Caller, notice: Any) -> int
     if address is None:
         return None
     try:
-        owners = [_as_seen_by(caller.tid, kind, 0) for kind in ("uid", "gid")]
+        ours = {"uid": os.geteuid(), "gid": os.getegid()}
+        owners = [_as_seen_by(caller.tid, kind, number) for kind, number in ours.items()]
     except OSError:
         return None  # gone
     # A file without a node in /dev is an anonymous inode, which has no type.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,10 +29,14 @@ INTERVAL = 0.25
 
 
 class MappedFiles:
-    """Keeps what is mapped from being released; `device` is our mount, "major:minor"."""
+    """Keeps what is mapped from being released; `device` is our mount, "major:minor".
 
-    def __init__(self, files: OpenFiles, device: str) -> None:
+    The clients are the descendants of this process and of `others`.
+    """
+
+    def __init__(self, files: OpenFiles, device: str, others: Collection[int]) -> None:
         self._files = files
+        self._others = others
         major, minor = map(int, device.split(":"))
         self._device = f"{major:02x}:{minor:02x}".encode()  # as /proc/PID/maps has it
         self._kept: dict[Any, tuple[int, AbstractContextManager]] = {}
@@ -57,7 +61,10 @@ class MappedFiles:
             inodes = None
             with trio.move_on_after(PATIENCE):
                 inodes = await trio.to_thread.run_sync(
-                    mapped_inodes, self._device, abandon_on_cancel=True
+                    mapped_inodes,
+                    self._device,
+                    {os.getpid(), *self._others},
+                    abandon_on_cancel=True,
                 )
             for file in self._closed() if inodes is not None else ():
                 if self._kept[file][0] not in inodes:
@@ -83,10 +90,10 @@ class MappedFiles:
                 self._let_go(file)
 
 
-def mapped_inodes(device: bytes) -> set[int]:
-    """Which inodes of a file system are mapped by descendants of this process."""
+def mapped_inodes(device: bytes, ancestors: Collection[int]) -> set[int]:
+    """Which inodes of a file system are mapped by descendants of some processes."""
     found = set()
-    for pid in _descendants(os.getpid()):
+    for pid in _descendants(ancestors):
         try:
             with open(f"/proc/{pid}/maps", "rb") as maps:
                 fields = (line.split(None, 5) for line in maps)
@@ -96,7 +103,7 @@ def mapped_inodes(device: bytes) -> set[int]:
     return found
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def _descendants(ancestors: Collection[int]) -> Iterator[int]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -106,7 +113,7 @@ def _descendants(pid: int) -> Iterator[int]:
             except OSError:
                 continue
             children.setdefault(parent, []).append(int(name))
-    left = children.get(pid, [])
+    left = [child for pid in ancestors for child in children.get(pid, [])]
     while left:
         child = left.pop()
         yield child

@@ -10,22 +10,29 @@ import structlog
 import trio
 
 from iommufs import namespace, standin
+from iommufs.connect import Host
 from iommufs.launcher import FAILED
 
 log = structlog.get_logger(__name__)
 
 # Serves the tree at a directory; calls the second argument when the tree can be used; the third
 # gives, later, the listener of the client's filter, or None.
-TakeListener = Callable[[], Awaitable[standin.Listener | None]]
-Serve = Callable[[str, Callable[[], None], TakeListener], Awaitable[None]]
+Serve = Callable[[str, Callable[[], None], standin.TakeListener], Awaitable[None]]
 
 
 class RunServer:
     """The server between its front and its client; see launcher.py for their messages."""
 
     def __init__(
-        self, front: socket.socket, link: socket.socket, client: int, serve: Serve
+        self,
+        front: socket.socket,
+        link: socket.socket,
+        client: int,
+        serve: Serve,
+        host: Host | None = None,
     ) -> None:
+        """`host`: lets others share the server, which then outlives the last of those, too."""
+        self.host = host
         self.front = front
         self.link = link
         self.client: int | None = client
@@ -56,6 +63,8 @@ class RunServer:
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self.serve, namespace.TREE, self._ready, self._take_listener)
             await self._reap()
+            if self.host is not None:
+                await self.host.wait_until_alone()
             nursery.cancel_scope.cancel()
 
     def _ready(self) -> None:
@@ -114,7 +123,8 @@ class RunServer:
             elif pid == self.client:
                 self.client, status = None, found
         if status is not None:
-            self._client_ended(status, alone=not left)
+            has_guests = self.host is not None and self.host.has_guests
+            self._client_ended(status, alone=not left and not has_guests)
         return left
 
     def _client_ended(self, status: int, alone: bool) -> None:

@@ -20,6 +20,7 @@ import mmap
 import os
 import select
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,10 @@ class Listener:
     fd: int
     ledger: Ledger
     device: str
+
+
+# Gives the listener when it is there; None: there will be none.
+TakeListener = Callable[[], Awaitable[Listener | None]]
 
 
 def mounted_device(path: str) -> str:

@@ -19,6 +19,9 @@ MNT_DETACH = 2
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 PR_SET_CHILD_SUBREAPER = 36
+# The same on every architecture (Linux 5.2).
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_AT_FDCWD, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 1, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -26,6 +29,7 @@ _libc.mount.argtypes = (
     ctypes.c_char_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
@@ -55,6 +59,26 @@ def unmount(target: str) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)"""
     _check(_libc.unshare(flags))
+
+
+def set_namespace(fd: int, kind: int) -> None:
+    """setns(2)"""
+    _check(_libc.setns(fd, kind))
+
+
+def clone_mount(path: str) -> int:
+    """A descriptor of a copy of what is mounted at a path, which is mounted nowhere."""
+    result = _libc.syscall(
+        _OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC
+    )
+    _check(result, path)
+    return result
+
+
+def put_mount(fd: int, target: str) -> None:
+    """Mount such a copy."""
+    words = (fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_libc.syscall(_MOVE_MOUNT, *words), target)
 
 
 def become_subreaper() -> None:

@@ -570,13 +570,15 @@ int iofs_seccomp_install(const uint32_t *requests, size_t n);
  * A thread that takes the notices of a listener, which stays the caller's, and lets the kernel
  * carry on where the file is not of our mount. The others come out of next; forget them when they
  * are answered. ledger: two words of memory for who answers when this process is killed: the oldest
- * notice that is taken and not answered, or 0, and the one that was taken last. One for each process.
+ * notice that is taken and not answered, or 0, and the one that was taken last.
  */
-int iofs_notifier_start(int listener, uint64_t *ledger);
-int iofs_notifier_fd(void);                      /* readable while there may be a next */
-int iofs_notifier_next(struct iofs_notice *out); /* 1: written; 0: none */
-void iofs_notifier_forget(uint64_t id);
-void iofs_notifier_stop(void); /* who still waits is left to whoever has the listener */
+struct iofs_notifier;
+int iofs_notifier_start(int listener, uint64_t *ledger, struct iofs_notifier **out);
+int iofs_notifier_fd(const struct iofs_notifier *n); /* readable while there may be a next */
+int iofs_notifier_next(struct iofs_notifier *n, struct iofs_notice *out); /* 1: written; 0: none */
+void iofs_notifier_forget(struct iofs_notifier *n, uint64_t id);
+/* Frees it; who still waits is left to whoever has the listener. */
+void iofs_notifier_stop(struct iofs_notifier *n);
 
 /* For whoever has no such thread. 1: written, ino apart; 0: none after all. May wait unless the
  * listener polls readable. */

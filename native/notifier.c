@@ -32,12 +32,14 @@ struct taken {
   struct iofs_notice notice;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the three lines below */
-static struct taken *unanswered, **tail = &unanswered; /* about files of ours, as they came */
-static struct taken **fresh = &unanswered;             /* from here on iofs_notifier_next() gives */
-static _Atomic uint64_t *ledger;
-static pthread_t thread;
-static int listener = -1, stop_fd = -1, ready_fd = -1;
+struct iofs_notifier {
+  pthread_mutex_t lock;            /* of the three lines below */
+  struct taken *unanswered, **tail; /* about files of ours, as they came */
+  struct taken **fresh;            /* from here on iofs_notifier_next() gives */
+  _Atomic uint64_t *ledger;
+  pthread_t thread;
+  int listener, stop_fd, ready_fd;
+};
 
 int iofs_notice_statx(const struct iofs_notice *notice, uint32_t mask, struct statx *out) {
   char path[64];
@@ -56,113 +58,122 @@ static int is_ours(struct iofs_notice *notice) {
 }
 
 /* With the lock held. */
-static void note_oldest(void) { ledger[0] = unanswered ? unanswered->notice.id : 0; }
-
-static void take(void) {
-  struct iofs_notice notice;
-  if (iofs_notice_receive(listener, &notice) <= 0)
-    return;
-  pthread_mutex_lock(&lock);
-  ledger[1] = notice.id;
-  if (!unanswered)
-    ledger[0] = notice.id;
-  pthread_mutex_unlock(&lock);
-  struct taken *entry = is_ours(&notice) ? malloc(sizeof *entry) : NULL;
-  if (!entry)
-    iofs_notice_continue(listener, notice.id);
-  pthread_mutex_lock(&lock);
-  if (entry) {
-    *entry = (struct taken){NULL, notice};
-    *tail = entry;
-    tail = &entry->next;
-  }
-  note_oldest();
-  pthread_mutex_unlock(&lock);
-  if (entry)
-    eventfd_write(ready_fd, 1);
+static void note_oldest(struct iofs_notifier *n) {
+  n->ledger[0] = n->unanswered ? n->unanswered->notice.id : 0;
 }
 
-static void *serve(void *unused) {
+static void take(struct iofs_notifier *n) {
+  struct iofs_notice notice;
+  if (iofs_notice_receive(n->listener, &notice) <= 0)
+    return;
+  pthread_mutex_lock(&n->lock);
+  n->ledger[1] = notice.id;
+  if (!n->unanswered)
+    n->ledger[0] = notice.id;
+  pthread_mutex_unlock(&n->lock);
+  struct taken *entry = is_ours(&notice) ? malloc(sizeof *entry) : NULL;
+  if (!entry)
+    iofs_notice_continue(n->listener, notice.id);
+  pthread_mutex_lock(&n->lock);
+  if (entry) {
+    *entry = (struct taken){NULL, notice};
+    *n->tail = entry;
+    n->tail = &entry->next;
+  }
+  note_oldest(n);
+  pthread_mutex_unlock(&n->lock);
+  if (entry)
+    eventfd_write(n->ready_fd, 1);
+}
+
+static void *serve(void *notifier) {
+  struct iofs_notifier *n = notifier;
   sigset_t all;
-  (void)unused;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, NULL);
   for (;;) {
-    struct pollfd fds[2] = {{listener, POLLIN, 0}, {stop_fd, POLLIN, 0}};
+    struct pollfd fds[2] = {{n->listener, POLLIN, 0}, {n->stop_fd, POLLIN, 0}};
     if (poll(fds, 2, -1) < 0)
       continue;
     if (fds[1].revents || fds[0].revents & POLLHUP) /* HUP: nobody is under the filter any more */
       return NULL;
-    take();
+    take(n);
   }
 }
 
-static void close_fds(void) {
-  if (stop_fd >= 0)
-    close(stop_fd);
-  if (ready_fd >= 0)
-    close(ready_fd);
-  listener = stop_fd = ready_fd = -1;
+static void free_notifier(struct iofs_notifier *n) {
+  if (n->stop_fd >= 0)
+    close(n->stop_fd);
+  if (n->ready_fd >= 0)
+    close(n->ready_fd);
+  pthread_mutex_destroy(&n->lock);
+  free(n);
 }
 
-int iofs_notifier_start(int fd, uint64_t *words) {
-  listener = fd;
-  ledger = (_Atomic uint64_t *)words;
-  stop_fd = eventfd(0, EFD_CLOEXEC);
-  ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  int r = stop_fd < 0 || ready_fd < 0 ? -errno : 0;
+int iofs_notifier_start(int listener, uint64_t *ledger, struct iofs_notifier **out) {
+  struct iofs_notifier *n = calloc(1, sizeof *n);
+  if (!n)
+    return -ENOMEM;
+  pthread_mutex_init(&n->lock, NULL);
+  n->listener = listener;
+  n->ledger = (_Atomic uint64_t *)ledger;
+  n->tail = n->fresh = &n->unanswered;
+  n->stop_fd = eventfd(0, EFD_CLOEXEC);
+  n->ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  int r = n->stop_fd < 0 || n->ready_fd < 0 ? -errno : 0;
   if (!r) {
     /* The two take turns on one processor, which makes a notice several times as fast. */
     ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
-    r = -pthread_create(&thread, NULL, serve, NULL);
+    r = -pthread_create(&n->thread, NULL, serve, n);
   }
   if (r)
-    close_fds();
+    free_notifier(n);
+  else
+    *out = n;
   return r;
 }
 
-int iofs_notifier_fd(void) { return ready_fd; }
+int iofs_notifier_fd(const struct iofs_notifier *n) { return n->ready_fd; }
 
-int iofs_notifier_next(struct iofs_notice *out) {
-  eventfd_t n;
-  pthread_mutex_lock(&lock);
-  struct taken *entry = *fresh;
+int iofs_notifier_next(struct iofs_notifier *n, struct iofs_notice *out) {
+  eventfd_t count;
+  pthread_mutex_lock(&n->lock);
+  struct taken *entry = *n->fresh;
   if (entry) {
     *out = entry->notice;
-    fresh = &entry->next;
+    n->fresh = &entry->next;
   } else {
-    eventfd_read(ready_fd, &n); /* whatever comes from now on is told anew */
+    eventfd_read(n->ready_fd, &count); /* whatever comes from now on is told anew */
   }
-  pthread_mutex_unlock(&lock);
+  pthread_mutex_unlock(&n->lock);
   return entry != NULL;
 }
 
-void iofs_notifier_forget(uint64_t id) {
-  pthread_mutex_lock(&lock);
-  for (struct taken **at = &unanswered; *at; at = &(*at)->next)
+void iofs_notifier_forget(struct iofs_notifier *n, uint64_t id) {
+  pthread_mutex_lock(&n->lock);
+  for (struct taken **at = &n->unanswered; *at; at = &(*at)->next)
     if ((*at)->notice.id == id) {
       struct taken *entry = *at;
       *at = entry->next;
-      if (tail == &entry->next)
-        tail = at;
-      if (fresh == &entry->next)
-        fresh = at;
+      if (n->tail == &entry->next)
+        n->tail = at;
+      if (n->fresh == &entry->next)
+        n->fresh = at;
       free(entry);
       break;
     }
-  note_oldest();
-  pthread_mutex_unlock(&lock);
+  note_oldest(n);
+  pthread_mutex_unlock(&n->lock);
 }
 
 /* What is left unanswered stays in the ledger. */
-void iofs_notifier_stop(void) {
-  eventfd_write(stop_fd, 1);
-  pthread_join(thread, NULL);
-  while (unanswered) {
-    struct taken *entry = unanswered;
-    unanswered = entry->next;
+void iofs_notifier_stop(struct iofs_notifier *n) {
+  eventfd_write(n->stop_fd, 1);
+  pthread_join(n->thread, NULL);
+  while (n->unanswered) {
+    struct taken *entry = n->unanswered;
+    n->unanswered = entry->next;
     free(entry);
   }
-  tail = fresh = &unanswered;
-  close_fds();
+  free_notifier(n);
 }

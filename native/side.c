@@ -139,8 +139,9 @@ static void *serve(void *arg) {
   pthread_sigmask(SIG_BLOCK, &all, NULL);
   int r = unshare(CLONE_FILES) < 0 ? -errno : 0;
   const int has_own_table = !r;
-  if (has_own_table) { /* keep the socket alone */
-    close_range(3, side->sockets[1] - 1, 0);
+  if (has_own_table) { /* keep the socket alone: stderr is the user's, who may wait for its end */
+    if (side->sockets[1] > 0)
+      close_range(0, side->sockets[1] - 1, 0);
     close_range(side->sockets[1] + 1, ~0u, 0);
   }
   pthread_mutex_lock(&side->lock);

@@ -37,7 +37,7 @@ class File:
 def inodes(monkeypatch):
     """What is mapped, as far as anybody can see."""
     found = {7}
-    monkeypatch.setattr(mapped, "mapped_inodes", lambda device: set(found))
+    monkeypatch.setattr(mapped, "mapped_inodes", lambda device, ancestors: set(found))
     return found
 
 
@@ -48,7 +48,7 @@ def files():
 
 @pytest.fixture
 def keeper(files):
-    return mapped.MappedFiles(files, "0:43")
+    return mapped.MappedFiles(files, "0:43", ())
 
 
 @pytest.mark.parametrize("who", ["child", "grandchild"])
@@ -60,9 +60,9 @@ def test_mappings_of_descendants_are_found(tmp_path, who):
     command = [sys.executable, "-c", CHILD, path, who]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        assert status.st_ino in mapped.mapped_inodes(device)
-        assert status.st_ino not in mapped.mapped_inodes(b"ff:ff")
-    assert status.st_ino not in mapped.mapped_inodes(device)
+        assert status.st_ino in mapped.mapped_inodes(device, {os.getpid()})
+        assert status.st_ino not in mapped.mapped_inodes(b"ff:ff", {os.getpid()})
+    assert status.st_ino not in mapped.mapped_inodes(device, {os.getpid()})
 
 
 def test_mappings_of_our_own_do_not_count(tmp_path):
@@ -72,7 +72,7 @@ def test_mappings_of_our_own_do_not_count(tmp_path):
         memory = mmap.mmap(file.fileno(), 4096)
     status = path.stat()
     device = b"%02x:%02x" % (os.major(status.st_dev), os.minor(status.st_dev))
-    assert status.st_ino not in mapped.mapped_inodes(device)
+    assert status.st_ino not in mapped.mapped_inodes(device, {os.getpid()})
     memory.close()
 
 
