@@ -1,6 +1,7 @@
 # make demo    an ordinary C driver drives an emulated PCI device
 # make test    C unit tests under sanitizers, then pytest
 # make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
+# make integrity [OPS=10000000] [SEED=n]    an NVMe driver reads and writes, is reset and killed, and loses nothing
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
 # make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
@@ -13,7 +14,7 @@ PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo test test-native property bench test-clients conformance conformance-vfio \
+.PHONY: build demo integrity test test-native property bench test-clients conformance conformance-vfio \
   lint clean set-up
 
 build: set-up
@@ -24,7 +25,10 @@ set-up:
 demo: set-up build/edu_driver
 	.venv/bin/iommufs run -- build/edu_driver
 
-build/%: examples/%.c $(wildcard uapi/*.h) | set-up
+integrity: set-up build/nvme_driver
+	.venv/bin/iommufs run -- build/nvme_driver -n $(or $(OPS),10000000) $(if $(SEED),-s $(SEED))
+
+build/%: examples/%.c $(wildcard uapi/*.h examples/*.h) | set-up
 	@mkdir -p build
 	$(CC) $(WARNINGS) -O2 -g -Iuapi -o $@ $<
 

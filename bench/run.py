@@ -101,10 +101,16 @@ def run_ioctls() -> list[dict]:
         return records_of(client, tree, os.path.join(file, "file"))
 
 
+def run_nvme() -> list[dict]:
+    run = [sys.executable, "-m", "iommufs.cli", "run", "--device", "nvme,size=64M"]
+    return records_of(*run, "--", build("nvme"))
+
+
 PARTS = {
     "maps": lambda: records_of(build_with_core("maps")),
     "areas": run_areas,
     "ioctls": run_ioctls,
+    "nvme": run_nvme,
 }
 
 

@@ -3,6 +3,7 @@
 data/*.txt is what they printed in the reference guest, for the edu on its root bus and its 82576.
 """
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,34 @@ def test_igb_sends_to_itself_as_on_linux(run, tmp_path):
     driver = compiled(tmp_path, "igb_loopback")
     result = run(*driver)
     assert (result.stdout, result.stderr, result.returncode) == (IGB_EXPECTED, "", 0)
+
+
+@pytest.fixture(scope="session")
+def nvme_driver(tmp_path_factory):
+    program = tmp_path_factory.mktemp("examples") / "nvme_driver"
+    source = ROOT / "examples" / "nvme_driver.c"
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{ROOT / 'uapi'}"]
+    subprocess.run(["cc", *flags, "-o", program, source], check=True)
+    return str(program)
+
+
+def said_by_the_winner(result):
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("no acknowledged byte was lost\n")
+    return result.stdout
+
+
+def test_an_nvme_driver_that_is_reset_and_killed_loses_no_byte(run, nvme_driver):
+    seed = str(random.randrange(1 << 32))
+    result = run(nvme_driver, "-n", "30000", "-s", seed)
+    assert said_by_the_winner(result).startswith(f"seed {seed}\n")
+
+
+def test_what_an_nvme_driver_wrote_to_a_file_is_there_in_the_next_run(run, nvme_driver, tmp_path):
+    disk = tmp_path / "disk"
+    device = f"nvme,size=4M,lba_size=4096,path={disk},reset_methods=['flr']"
+    result = run(nvme_driver, "-d", "0000:00:01.0", "-n", "5000", options=["--device", device])
+    assert "1024 blocks of 4096 bytes" in said_by_the_winner(result)
+    written = disk.read_bytes()
+    assert len(written) == 4 << 20
+    assert 0 not in {int.from_bytes(written[at : at + 8]) for at in range(0, len(written), 4096)}
