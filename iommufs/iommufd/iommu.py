@@ -70,11 +70,16 @@ class IommuGroup:
     The machine's own drivers are one owner together: None.
 
     route  where their DMA goes, for models in C
+
+    ENOMEM.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.route = ffi.gc(lib.iofs_route_new(), lib.iofs_route_put)
+        route = lib.iofs_route_new()
+        if not route:
+            raise UapiError(errno.ENOMEM, "no memory for a group")
+        self.route = ffi.gc(route, lib.iofs_route_put)
         self._owner: Any = None
         self._claims = 0
 

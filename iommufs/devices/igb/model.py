@@ -141,7 +141,7 @@ class Igb(Model):
             value = self._read_word(first)
             if size == 8:
                 value |= self._read_word(first + 4) << 32
-            return value >> 8 * (offset - first)
+            return value >> 8 * (offset - first) & (1 << 8 * size) - 1
         if region == PORTS:
             return self._read_port(offset) if size == 4 else 0
         if region == FLASH:
