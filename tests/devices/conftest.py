@@ -4,7 +4,9 @@ import types
 
 import pytest
 
+from iommufs.vfio import native, refused
 from iommufs.vfio.model import DmaError
+from tests.contract.vfio_client import VfioClient
 
 PAGE = 4096
 
@@ -164,3 +166,14 @@ def host():
 def make_host():
     """For tests that need one for each example."""
     return FakeHost
+
+
+@pytest.fixture
+async def vfio(nursery):
+    """Devices that are real but for the mount."""
+    vfio = VfioClient(nursery)
+    yield vfio
+    vfio.close_all()
+    native.drain()
+    refused.drain()
+    nursery.cancel_scope.cancel()
