@@ -2,6 +2,7 @@
 # make test    C unit tests under sanitizers, then pytest
 # make property STEPS=100000 [SEED=n]    random calls against a naive model, many of them
 # make integrity [OPS=10000000] [SEED=n]    an NVMe driver reads and writes, is reset and killed, and loses nothing
+# make soak RUNS=1000    as many runs of a program in a row: nothing is left of them
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
 # make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
@@ -14,7 +15,7 @@ PYTHON := .venv/bin/python
 CC ?= cc
 WARNINGS := -std=gnu11 -Wall -Wextra -Werror
 
-.PHONY: build demo integrity test test-native property bench test-clients conformance conformance-vfio \
+.PHONY: build demo integrity test test-native property soak bench test-clients conformance conformance-vfio \
   lint clean set-up
 
 build: set-up
@@ -37,6 +38,9 @@ test: set-up test-native
 
 property: set-up
 	STEPS=$(or $(STEPS),100000) SEED=$(SEED) $(PYTHON) -m pytest tests/property -s $(ARGS)
+
+soak: set-up
+	RUNS=$(or $(RUNS),1000) $(PYTHON) -m pytest tests/e2e/test_launcher.py -k many_runs -s -q
 
 bench: set-up
 	$(PYTHON) -m pip install --quiet --no-build-isolation --editable '.[bench]'

@@ -256,7 +256,7 @@ async def _keep_house(returner: FdReturner, host: Host | None, tree: str) -> Non
 async def _serve_mount(made: Machine, directory: str, host: Host | None) -> None:
     import trio
 
-    from iommufs import server
+    from iommufs import notify, server
     from iommufs.fdreturn import FdReturner
 
     tasks: list[Callable[[], Awaitable[None]]] = [made.run]
@@ -268,11 +268,13 @@ async def _serve_mount(made: Machine, directory: str, host: Host | None) -> None
 
     def ready() -> None:
         print(f"iommufs: serving on {directory}", flush=True)
+        notify.notify(notify.READY)
 
     with trio.CancelScope() as scope:
 
         async def stop_at_signal() -> None:
             await anext(signals)
+            notify.notify(notify.STOPPING)
             scope.cancel()
 
         tasks.append(stop_at_signal)

@@ -275,6 +275,8 @@ class Client:
 
     def run(self, link: socket.socket) -> NoReturn:
         """Wait for the tree, enter the namespace, become the command."""
+        from iommufs import seccomp  # while the server is busy
+
         if link.recv(16) != b"ready":
             os._exit(FAILED)  # the server has said why
         try:
@@ -282,7 +284,7 @@ class Client:
         except OSError as error:
             link.send(f"failed the mount namespace: {error.strerror or error}".encode())
             os._exit(FAILED)
-        self._put_on_filter(link)
+        self._put_on_filter(link, seccomp.install_filter)
         self._restore_signals()
         try:
             self._execute()
@@ -304,12 +306,10 @@ class Client:
             script = path or self.command[0]
             os.execve("/bin/sh", ["/bin/sh", script, *self.command[1:]], self.environment)
 
-    def _put_on_filter(self, link: socket.socket) -> None:
+    def _put_on_filter(self, link: socket.socket, install: Callable[[], int]) -> None:
         """After the mounts, so that nothing of ours runs under it."""
-        from iommufs import seccomp
-
         try:
-            listener = seccomp.install_filter()
+            listener = install()
         except OSError as error:
             link.send(f"unfiltered {error.strerror}".encode())
         else:

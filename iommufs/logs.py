@@ -4,7 +4,15 @@ import logging
 import sys
 from typing import Any
 
-import structlog
+# structlog imports rich where it is installed, for colours that our lines do not have: a tenth of a
+# second, in which a run could have begun.
+_is_absent = "rich" not in sys.modules
+if _is_absent:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+
+if _is_absent:
+    del sys.modules["rich"]
 
 LEVELS = ("debug", "info", "warning", "error")
 

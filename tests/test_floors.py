@@ -47,7 +47,7 @@ FLOORS = [
         "seccomp",
         "listing",
     ],
-    ["namespace", "connect", "launcher", "run_server", "check", "cli"],
+    ["notify", "namespace", "connect", "launcher", "run_server", "check", "cli"],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}
 

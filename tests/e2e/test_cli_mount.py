@@ -1,8 +1,10 @@
 """`iommufs mount` and `iommufs run` as a user types them, around the default machine."""
 
+import configparser
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,47 @@ def test_mount_serves_until_it_is_told_to_stop(directory, number):
     assert child.communicate(timeout=LONG) == ("", "")
     assert child.returncode == 0
     assert not is_mounted(directory)
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_a_service_manager_is_told_when_it_is_ready_and_when_it_stops(directory, tmp_path, kind):
+    name = (
+        f"{directory.parent}/notify-{os.getpid()}" if kind == "path" else f"@iommufs-{os.getpid()}"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(LONG)
+        manager.bind(name.replace("@", "\0"))
+        environment = {**os.environ, "NOTIFY_SOCKET": name}
+        child = subprocess.Popen(
+            [*IOMMUFS, "mount", str(directory)], cwd=ROOT, stdout=-1, text=True, env=environment
+        )
+        assert manager.recv(100) == b"READY=1"
+        assert is_mounted(directory)
+        child.terminate()
+        assert manager.recv(100) == b"STOPPING=1"
+        child.communicate(timeout=LONG)
+        assert child.returncode == 0
+    if kind == "path":
+        os.unlink(name)
+
+
+def test_the_unit_says_what_the_command_line_takes(directory):
+    """Its arguments, on another directory."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(ROOT / "examples" / "iommufs.service")
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    program, *arguments, mounted_on = service["ExecStart"].split()
+    assert Path(program).name == "iommufs"
+    assert mounted_on == f"/run/{service['RuntimeDirectory']}"
+    name = arguments[arguments.index("--name") + 1]
+    arguments[arguments.index("--name") + 1] = f"{name}-{os.getpid()}"
+    child = subprocess.Popen([*IOMMUFS, *arguments, str(directory)], cwd=ROOT, stdout=-1, text=True)
+    assert child.stdout.readline() == f"iommufs: serving on {directory}\n"
+    child.terminate()
+    child.communicate(timeout=LONG)
+    assert child.returncode == 0
 
 
 def test_mount_ends_when_somebody_unmounts(directory):

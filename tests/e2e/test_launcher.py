@@ -4,13 +4,17 @@ import os
 import pty
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.conftest import our_mounts
 
 pytestmark = pytest.mark.mount
 
@@ -392,18 +396,32 @@ def test_no_process_is_left_when_the_run_returns(runs):
         assert runs.processes() == []
 
 
-def test_twenty_runs_leave_nothing(runs, tmp_path):
-    def named_after_us():
-        return [name for top in ("/tmp", "/run", "/dev/shm") for name in os.listdir(top)
-                if "iommufs" in name]  # fmt: skip
+def test_many_runs_leave_nothing(runs, tmp_path):
+    """`make soak RUNS=1000` for many; with what a user types, around the default machine."""
 
-    before = named_after_us()
+    def left_behind():
+        named = [name for top in ("/tmp", "/run", "/dev/shm") for name in os.listdir(top)
+                 if "iommufs" in name]  # fmt: skip
+        sockets = Path("/proc/net/unix").read_text().count("iommufs")
+        return named, sockets, our_mounts()
+
+    n = int(os.environ.get("RUNS", "20"))
+    command = [sys.executable, "-m", "iommufs.cli", "run", "--", "true"]
+    before = left_behind()
     runs.environment["TMPDIR"] = str(tmp_path)
-    for _ in range(20):
-        assert runs.run("true").returncode == 0
-    assert runs.processes() == []
-    assert named_after_us() == before
+    seconds = []
+    for _ in range(n):
+        began = time.monotonic()
+        result = subprocess.run(
+            command, env=runs.environment, capture_output=True, timeout=LONG, check=False
+        )
+        seconds.append(time.monotonic() - began)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        assert runs.processes() == []
+    assert left_behind() == before
     assert os.listdir(tmp_path) == []
+    print(f"{n} runs of true: median {statistics.median(seconds):.2f} s, "
+          f"longest {max(seconds):.2f} s")  # fmt: skip
 
 
 def test_the_server_outlives_the_command_as_long_as_a_daemon_does(runs, tmp_path):
