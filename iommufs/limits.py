@@ -10,6 +10,9 @@ CAP_SYS_RAWIO = 17
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 
+# What poll() says of a file that has no poll operation: POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM.
+DEFAULT_POLLMASK = 0x145
+
 # Ours, not Linux': how many ranges ALLOW_IOVAS takes before it says ENOMEM.
 MAX_ALLOWED_RANGES = 1 << 20
 MAX_INVALIDATE_ENTRIES = 524288

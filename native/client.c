@@ -152,24 +152,36 @@ static int asks_for_attributes(long nr) {
   }
 }
 
-int iofs_client_looks_at_path(int tid) {
+/* The number of the system call that a thread waits in, without the bit of x32; -1: none. */
+static long syscall_of(int tid) {
   enum { TRIES = 1000 }; /* our request may be here before the thread has gone to sleep */
   char path[64], text[32];
   snprintf(path, sizeof path, "/proc/%d/syscall", tid);
   for (int i = 0; i < TRIES; i++) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-      return 0;
+      return -1;
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
     if (n <= 0)
-      return 0;
+      return -1;
     text[n] = 0;
     if (strncmp(text, "running", 7) != 0) {
       long nr = strtol(text, NULL, 10);
-      return asks_for_attributes(nr & ~0x40000000L);
+      return nr < 0 ? -1 : nr & ~0x40000000L;
     }
     sched_yield();
   }
-  return 0;
+  return -1;
+}
+
+int iofs_client_looks_at_path(int tid) { return asks_for_attributes(syscall_of(tid)); }
+
+int iofs_client_is_in_ioctl(int tid) {
+  long nr = syscall_of(tid);
+#if defined(__x86_64__)
+  return nr == SYS_ioctl || nr == 514 || nr == 54; /* x32, i386 */
+#else
+  return nr == SYS_ioctl;
+#endif
 }

@@ -609,5 +609,7 @@ int iofs_notice_stat(const struct iofs_notice *notice, const struct iofs_look *l
 
 /* Whether a thread that waits for us looks up a path for its attributes, and not to open it. */
 int iofs_client_looks_at_path(int tid);
+/* Whether it is in an ioctl(): the kernel opens a file anew for those about its attributes. */
+int iofs_client_is_in_ioctl(int tid);
 
 #endif

@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -402,7 +403,10 @@ static void handle(struct fuse_in_header *in, size_t length) {
     iofs_answer(in->unique, -ENOSYS, NULL, 0);
     return;
   case FUSE_IOCTL:
-    if (ioctl_in->cmd == IOFS_IDENTIFY && is_our_thread(in->pid)) {
+    if (ioctl_in->cmd == FS_IOC_GETFLAGS || ioctl_in->cmd == FS_IOC_FSGETXATTR) {
+      /* Not the client asks, who does not wait for a payload. */
+      iofs_answer(in->unique, -ENOTTY, NULL, 0);
+    } else if (ioctl_in->cmd == IOFS_IDENTIFY && is_our_thread(in->pid)) {
       identity.fh = ioctl_in->fh;
       iofs_answer(in->unique, 0, &identity, sizeof identity);
     } else if (ioctl_in->flags & FUSE_IOCTL_DIR) {
@@ -410,6 +414,9 @@ static void handle(struct fuse_in_header *in, size_t length) {
     } else {
       take_ioctl(in);
     }
+    return;
+  case FUSE_FALLOCATE: /* as of a device; libfuse would say that there is no such call */
+    iofs_answer(in->unique, -ENODEV, NULL, 0);
     return;
   case FUSE_INIT:
     take_init(in, length);

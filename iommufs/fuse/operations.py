@@ -23,6 +23,7 @@ from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 from iommufs.fuse.backing import Backings
 from iommufs.fuse.nodes import ATTRIBUTE_SIZE, BinaryFile, DeviceNode, Dir, Link, Node, TextFile
+from iommufs.limits import DEFAULT_POLLMASK
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +97,7 @@ class _PlainFile:
         self.read, self.write = inner.read, inner.write
 
     def poll(self) -> int:
-        return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, Linux' default
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         pass
@@ -219,6 +220,9 @@ class Operations(pyfuse3.Operations):
         return True
 
     def _take(self, token: str, flags: int) -> Any:
+        """ENXIO: it is open already, and cannot be opened again (no_open())."""
+        if token not in self._published:
+            raise UapiError(errno.ENXIO, "a file without a name")
         del self._anonymous.entries[token]
         return self._published.pop(token)
 
@@ -228,10 +232,10 @@ class Operations(pyfuse3.Operations):
         return [token for token, file in files if getattr(file, "backing_fd", None) == backing]
 
     def _take_backed(self, backing: int, flags: int) -> Any:
-        """ENOENT."""
+        """ENXIO, as above."""
         tokens = self._backed_by(backing)
         if not tokens:
-            raise UapiError(errno.ENOENT, "no such file is published")
+            raise UapiError(errno.ENXIO, "no such file is published")
         return self._published.pop(tokens[0])
 
     def _is_anonymous(self, node: Node) -> bool:
@@ -279,6 +283,9 @@ class Operations(pyfuse3.Operations):
         # open(O_TRUNC) of a device or an attribute does nothing; the rest is not for clients.
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise UapiError(errno.EPERM, "modes and owners are fixed")
+        # open(O_TRUNC) names no file.
+        if fields.update_size and fh is not None and isinstance(self._node(inode), DeviceNode):
+            raise UapiError(errno.EINVAL, "a device has no length")
         return self._attributes(inode)
 
     @_handler
@@ -358,8 +365,10 @@ class Operations(pyfuse3.Operations):
         match node:
             case DeviceNode():
                 passed_on = self._is_anonymous(node)
+                if flags & os.O_ACCMODE == os.O_RDONLY and lib.iofs_client_is_in_ioctl(ctx.pid):
+                    raise UapiError(errno.ENOTTY, "a device has no file attributes")
                 if passed_on and not _is_ours(ctx):
-                    raise UapiError(errno.EACCES, "a file of ours")
+                    raise UapiError(errno.ENXIO, "a file without a name")
                 await self._files.settle()
                 open_file = node.open(flags)
                 await self._backings.prepare(inode, node)
@@ -371,8 +380,10 @@ class Operations(pyfuse3.Operations):
                 open_file = _PlainFile(OpenBinary(node))
             case _:
                 raise UapiError(errno.EISDIR)
-        # A device with regions has positions; what has none is a stream, as Linux' own files are.
+        # A device with regions has positions; what has none is a stream. lseek() would not know it
+        # from a file with positions, so a node is one, too, where nobody else refuses lseek().
         stream = isinstance(node, DeviceNode) and node.backing_fd is None
+        stream = stream and not (self.shows_devices and any(node.rdev))
         fh = self._files.add(open_file)
         if passed_on and node.backing_fd is None:
             self._anonymous_numbers[fh] = inode

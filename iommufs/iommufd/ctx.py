@@ -5,7 +5,6 @@ the client can no longer name its objects, but they go on working.
 """
 
 import errno
-import select
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from iommufs.errors import UapiError
 from iommufs.fast import Fast
 from iommufs.iommufd.mmap import Arena, check_mmap
 from iommufs.iommufd.objects import Object, ObjectTable
-from iommufs.limits import CAP_IPC_LOCK
+from iommufs.limits import CAP_IPC_LOCK, DEFAULT_POLLMASK
 from iommufs.ucmd import Ucmd
 
 _live: set["Ctx"] = set()
@@ -113,7 +112,7 @@ class Ctx:
         raise UapiError(errno.EINVAL, "an iommufd is not written")
 
     def poll(self) -> int:
-        return select.POLLIN | select.POLLOUT
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         self.put()

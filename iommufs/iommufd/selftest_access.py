@@ -10,7 +10,7 @@ from typing import Any
 from iommufs import uapi
 from iommufs.errors import UapiError
 from iommufs.iommufd.access import Access
-from iommufs.limits import MAX_ACCESS_LENGTH
+from iommufs.limits import DEFAULT_POLLMASK, MAX_ACCESS_LENGTH
 from iommufs.ucmd import Ucmd
 
 _SYZ = uapi.MOCK_FLAGS_ACCESS_SYZ
@@ -48,7 +48,7 @@ class AccessFile:
         raise UapiError(errno.EINVAL, "an access is not written")
 
     def poll(self) -> int:
-        return 0
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         """May be called twice: by who made a file that the client never got, and by its close."""

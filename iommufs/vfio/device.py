@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -27,7 +26,7 @@ from iommufs.files import OpenFiles
 from iommufs.iommufd import device as iommufd_device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.vfio_compat import compat_ioas
-from iommufs.limits import PAGE_SIZE
+from iommufs.limits import DEFAULT_POLLMASK, PAGE_SIZE
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import info
 from iommufs.vfio.bar_dmabuf import BarDmabufs
@@ -299,7 +298,7 @@ class DeviceFile:
 
     def poll(self) -> int:
         """Always ready: a device has no poll operation."""
-        return select.POLLIN | select.POLLOUT
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         """The last reference is gone, for each use of the file."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import re
-import select
 from typing import Any
 
 from iommufs import uapi
@@ -22,6 +21,7 @@ from iommufs.files import OpenFiles
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import IommuGroup
 from iommufs.iommufd.vfio_compat import create_compat_ioas
+from iommufs.limits import DEFAULT_POLLMASK
 from iommufs.ucmd import Ucmd
 from iommufs.vfio.bind import match_token
 
@@ -128,7 +128,7 @@ class GroupFile:
         raise UapiError(errno.EINVAL, "a group is not written")
 
     def poll(self) -> int:
-        return select.POLLIN | select.POLLOUT
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         """Devices that are open stay so."""

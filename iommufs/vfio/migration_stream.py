@@ -20,16 +20,13 @@ from functools import partial
 from typing import Any
 
 from iommufs.errors import UapiError
-from iommufs.limits import MAX_MIGRATION_LENGTH
+from iommufs.limits import DEFAULT_POLLMASK, MAX_MIGRATION_LENGTH
 from iommufs.ucmd import Ucmd
 
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"iofs"
 _FUNCTION, _EARLY, _LAST = range(3)
 _IDENTITY = struct.Struct("<HHHHI")
-
-# Linux' default for files without a poll operation.
-_ALWAYS = 0x145
 
 
 def _chunk(kind: int, data: bytes) -> bytes:
@@ -70,7 +67,7 @@ class _Stream:
             raise UapiError(errno.ENODEV, "the stream has ended")
 
     def poll(self) -> int:
-        return _ALWAYS
+        return DEFAULT_POLLMASK
 
     def release(self) -> None:
         """The client has closed it; the device stays in its state."""

@@ -104,7 +104,7 @@ async def test_the_rom_is_read_only_and_ends_in_ones(vfio):
 
 
 async def test_poll_says_ready(nvme):
-    assert nvme.poll() == 5
+    assert nvme.poll() == 0x145
 
 
 async def test_edu_answers_by_its_datasheet(vfio):
