@@ -6,6 +6,7 @@ all reported against the device; whoever waits for the call gets EIO.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import inspect
 import itertools
@@ -123,19 +124,23 @@ class _Clock:
             return
         if signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, self._strike):
             return
-        signal.signal(signal.SIGALRM, self._strike)
+        if signal.signal(signal.SIGALRM, self._strike) is signal.SIG_DFL:
+            atexit.register(self._rest)  # Python forgets its handlers before it ends
         signal.setitimer(signal.ITIMER_REAL, STRIKE_SECONDS, STRIKE_SECONDS)
         self._runs = True
 
     def _strike(self, number: int, frame: Any) -> None:
         if not self._call:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self._runs = False
+            self._rest()
         elif self._seen == self._call:
             self._call = 0  # however it leaves the call, nobody else is to be struck
             raise ModelStuck(f"more than {STRIKE_SECONDS} seconds without an end")
         else:
             self._seen = self._call
+
+    def _rest(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._runs = False
 
 
 _clock = _Clock()
