@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
+import trio
 
 from iommufs import jobs
 from iommufs._native import ffi, lib
@@ -18,6 +20,9 @@ from iommufs.vfio.refused import REASONS, is_said
 
 log = structlog.get_logger(__name__)
 
+# Seconds that a model's engine goes on while nothing makes it wait.
+TURN = 0.0005
+
 
 class FunctionHost:
     """The host of one function's model."""
@@ -25,6 +30,7 @@ class FunctionHost:
     def __init__(self, function: Any) -> None:
         self._function = function
         self._cancels: set[Callable[[], None]] = set()
+        self._turn_ends = 0.0
         self._gate = DmaGate()
 
     # ---- DMA
@@ -110,6 +116,10 @@ class FunctionHost:
 
     async def _dma_spans(self, flat: list[int], data: Any, length: int) -> Any:
         """A finished job, to be freed by the caller, or why there was none."""
+        # An engine that always has something to move lets the others go on.
+        if time.monotonic() > self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            self._turn_ends = time.monotonic() + TURN
         access = "read" if data == ffi.NULL else "write"
         domain, why = self._domain()
         if not domain:
@@ -145,6 +155,10 @@ class FunctionHost:
     def _refused(self, iova: int, length: int, access: str, reason: str, n: int = 1) -> DmaError:
         self._function.refused.add(iova, length, access, reason, n)
         return DmaError(iova, reason)
+
+    async def give_way(self) -> None:
+        """Let all others go on."""
+        await trio.lowlevel.checkpoint()
 
     # ---- interrupts
 

@@ -150,6 +150,9 @@ class Host(Protocol):
         What is refused does not keep the others from being written. Returns the errors.
         """
 
+    async def give_way(self) -> None:
+        """Let the others go on, other functions' tasks among them."""
+
     def set_intx(self, level: bool) -> None:
         """Drive the INTx line; delivered unless disabled, masked or not set up by the client."""
 

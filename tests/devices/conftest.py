@@ -33,6 +33,7 @@ class FakeHost:
         self.clearing = set()
         self.bars = {}
         self.slow = False
+        self.pauses = 0
         self._tasks = []
 
     # -- the contract
@@ -65,6 +66,9 @@ class FakeHost:
             return await move
         except DmaError as error:
             return error
+
+    async def give_way(self):
+        self.pauses += 1
 
     def set_intx(self, level):
         self.intx = level

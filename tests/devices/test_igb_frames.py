@@ -273,6 +273,20 @@ def test_a_packet_that_never_ends_is_not_kept(looped):
     assert looped.received() == [frame()]
 
 
+def test_a_sender_lets_a_congested_receiver_go_on(pair):
+    here, there = pair
+    there.host.slow = True
+    for seed in range(8):
+        here.send(frame(1514, seed=seed))
+    assert here.host.pauses == 0
+    for seed in range(8, 16):
+        here.send(frame(1514, seed=seed))
+    assert here.host.pauses > 0
+    there.host.slow = False
+    finish(here, there)
+    assert there.received() == [frame(1514, seed=seed) for seed in range(16)]
+
+
 # -- filters ---------------------------------------------------------------------------------------
 
 MINE = bytes.fromhex("525400823576")

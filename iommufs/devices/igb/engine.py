@@ -16,6 +16,7 @@ from iommufs.devices.igb.wire import Pcap, Wire
 from iommufs.vfio.model import Host
 
 _FCS = 4
+_CONGESTED = 48 << 10  # bytes of room
 _BROADCAST = b"\xff" * 6
 
 
@@ -70,13 +71,22 @@ class Engine:
         self._tx_due.update(queue for queue in self._tx if queue.is_enabled)
         self._start()
 
+    def _room(self) -> int:
+        """Bytes that may wait for descriptors, in addition to what waits already."""
+        size = (self._registers.get(reg.RXPBS) & 0x7F) << 10
+        return size - sum(queue.backlog for queue in self._rx)
+
+    @property
+    def congested(self) -> bool:
+        """Whether a batch of the other end might not fit any more."""
+        return bool(self._rx_due) and self._room() < _CONGESTED
+
     def hear(self, frames: list[bytes]) -> None:
         """Frames have come in."""
         if not self._registers.get(reg.RCTL) & reg.RCTL_EN or not frames:
             return
         filters = Filters(self._registers)
-        room = (self._registers.get(reg.RXPBS) & 0x7F) << 10
-        room -= sum(queue.backlog for queue in self._rx)
+        room = self._room()
         enabled = [queue.is_enabled for queue in self._rx]
         good = []
         missed = 0
@@ -131,6 +141,10 @@ class Engine:
                 reported.append(queue.index)
             if frames:
                 self._send(frames)
+            if self.wire.congested:
+                await self._host.give_way()  # once: if it has no descriptors, it misses them
+                if self._task is not task:
+                    return []
         return reported
 
     async def _receive(self, task: object) -> list[int]:
