@@ -35,6 +35,9 @@ async def ioctl(file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes
             file.check_ioctl(cmd)
             with file.awake():
                 return await _vfio_ioctl(tables.VFIO_DEVICE, file, reader, cmd)
+        if file.table == "mediated":
+            file.check_ioctl(cmd)
+            return await _vfio_ioctl(tables.VFIO_MEDIATED, file, reader, cmd)
         if file.table == "group":
             return await _vfio_ioctl(tables.VFIO_GROUP, file, reader, cmd)
         if file.table == "migration":

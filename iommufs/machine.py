@@ -6,7 +6,8 @@ run(), beside the server.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -24,11 +25,12 @@ from iommufs.iommufd.iommu import Iommu, IommuGroup, RegionType, ReservedRegion
 from iommufs.iommufd.mmap import Arena
 from iommufs.pci_bus import HostDriver, HostFunction, PciBus, PciDev, PciId
 from iommufs.pci_sriov import VirtualFunctions
-from iommufs.topology import Function, Topology, TopologyError
+from iommufs.topology import Function, Mediated, Topology, TopologyError
 from iommufs.vfio import native, refused, reset, sriov, watch
-from iommufs.vfio.device import VfioDevice
+from iommufs.vfio.device import DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
+from iommufs.vfio.mediated import MediatedDevice, MediatedFunction
 from iommufs.vfio.model import Host, Model
 from iommufs.vfio_pci import VfioPci
 
@@ -55,11 +57,13 @@ class Machine:
     files      what is open of it
     bus        the functions that Linux has found, and their drivers
     vfio_pci   the driver that gives them to clients
+    mediated   devices that are no functions
     """
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.files = OpenFiles()
+        self.mediated: list[VfioDevice] = []
         self._nursery: trio.Nursery | None = None
         self.iommu = self._make_iommu()
         self._mock = MockIommu() if topology.test else None
@@ -85,7 +89,7 @@ class Machine:
     @property
     def devices(self) -> list[VfioDevice]:
         """Those with a cdev, in the order of their numbers."""
-        return self.vfio_pci.devices
+        return sorted(self.vfio_pci.devices + self.mediated, key=lambda device: device.index)
 
     @property
     def groups(self) -> dict[int, IommuGroup]:
@@ -121,6 +125,8 @@ class Machine:
                 dev.driver_override = self.vfio_pci.name
             if dev.slot.driver:
                 self.bus.attach(self.bus.drivers[dev.slot.driver], dev)
+        for slot in self.topology.mediated:
+            self._make_mediated(slot)
 
     def _fail(self, key: str, expected: str) -> TopologyError:
         return TopologyError(f"{self.topology.source}: {key}: {expected}")
@@ -164,27 +170,35 @@ class Machine:
             vf_ids=ids,
         )
 
-    def _make_function(self, function: Function) -> PciFunction:
+    @staticmethod
+    def _find_model(slot: Function | Mediated) -> type[Model]:
+        """The model of a device, which knows the options that are given."""
         try:
-            model = models.find(function.model)
+            model = models.find(slot.model)
         except models.ModelError as error:
-            raise TopologyError(f"{function.label}: model: {error}") from error
-        for name in function.options:
+            raise TopologyError(f"{slot.label}: model: {error}") from error
+        for name in slot.options:
             if name not in model.options:
                 there = ", ".join(model.options) or "none"
                 raise TopologyError(
-                    f"{function.label}: options.{name}: no option of {function.model}; "
-                    f"there is: {there}"
+                    f"{slot.label}: options.{name}: no option of {slot.model}; there is: {there}"
                 )
+        return model
+
+    def _make_function(self, function: Function) -> PciFunction:
+        model = self._find_model(function)
         options = dict(function.options)
         if function.model == "inert":
             options["description"] = function.description()
             options["contents"] = function.contents
 
         def make_model(host: Host) -> Model:
-            return model(host, options)
+            inside = model(host, options)
+            if getattr(inside.describe(), "mediated", None):
+                raise ValueError("it is no PCI function: it goes under [[mediated]]")
+            return inside
 
-        try:
+        with _refusals(function):
             return PciFunction(
                 function.bdf,
                 make_model,
@@ -194,12 +208,22 @@ class Machine:
                 group=IommuGroup(function.group),
                 config=function.image.data if function.image is not None else b"",
             )
-        except ValueError as error:  # which is how a model refuses an option
-            raise TopologyError(f"{function.label}: {function.model}: {error}") from error
-        except (Exception, SystemExit) as error:
-            log.debug("a device model failed", device=function.bdf, call="making", exc_info=error)
-            why = models.why(error)
-            raise TopologyError(f"{function.label}: {function.model}: {why}") from error
+
+    def _make_mediated(self, slot: Mediated) -> None:
+        """A device without an IOMMU; a driver of its own has made its group for it alone."""
+        model = self._find_model(slot)
+        with _refusals(slot):
+            made = MediatedFunction(
+                slot.uuid, lambda host: model(host, dict(slot.options)), spawn=self.spawn
+            )
+            if not made.description.mediated:
+                raise ValueError("it is a PCI function: it goes under [[function]]")
+        iommu_group = self.bus.groups[slot.group] = IommuGroup(slot.group)
+        group = self.vfio_pci.add_group(iommu_group)
+        device = MediatedDevice(self.vfio_pci.take_index(), made, DevSet(), group, self.files)
+        self.mediated.append(device)
+        self._add_cdev(device)
+        self.sysfs.add_mediated(device)
 
     # -- /dev -------------------------------------------------------------------------------------
 
@@ -225,10 +249,13 @@ class Machine:
 
     def add_device(self, dev: PciDev, device: VfioDevice) -> None:
         """A function has got a cdev."""
+        self._add_cdev(device)
+        self.sysfs.add_device(dev, device)
+
+    def _add_cdev(self, device: VfioDevice) -> None:
         rdev = (CDEV_MAJOR, device.index)
         node = DeviceNode(0o600, rdev, device.open, device.backing_fd, mappings=device.mappings)
         self._add_node(f"vfio/devices/vfio{device.index}", node)
-        self.sysfs.add_device(dev, device)
 
     def remove_device(self, dev: PciDev, device: VfioDevice) -> None:
         self._remove_node(f"vfio/devices/vfio{device.index}")
@@ -282,6 +309,18 @@ class Machine:
                 device.function.address: device.function.statistics() for device in self.devices
             },
         }
+
+
+@contextmanager
+def _refusals(slot: Function | Mediated) -> Iterator[None]:
+    """What a model refuses, or fails with, is a fault of the topology."""
+    try:
+        yield
+    except ValueError as error:  # which is how a model refuses an option
+        raise TopologyError(f"{slot.label}: {slot.model}: {error}") from error
+    except (Exception, SystemExit) as error:
+        log.debug("a device model failed", device=slot.label, call="making", exc_info=error)
+        raise TopologyError(f"{slot.label}: {slot.model}: {models.why(error)}") from error
 
 
 async def _run_in(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iommufs import sysfs_mdev
 from iommufs.errors import UapiError
 from iommufs.fuse.nodes import Dir, Link, Node, TextFile, lookup, place, remove
 from iommufs.iommufd.iommu import IommuGroup, ReservedRegion
@@ -34,6 +35,7 @@ from iommufs.sysfs_attrs import (
 from iommufs.sysfs_pci import FunctionDir
 from iommufs.vfio.device import VfioDevice
 from iommufs.vfio.group import VfioGroup
+from iommufs.vfio.model import Mediated
 
 VFIO_VERSION = "0.3"
 GROUP_TYPES = ("DMA", "DMA-FQ", "identity", "auto")
@@ -62,6 +64,7 @@ class Sysfs:
         self._cdev_major = cdev_major
         self._group_major = group_major
         self._groups: set[int] = set()
+        self._mediated: list[Mediated] = []
         self.sys = Dir()
         for directory in ("class/vfio-dev", "devices/virtual/vfio", "class/vfio"):
             self._place(directory, Dir())
@@ -199,13 +202,30 @@ class Sysfs:
 
     def add_device(self, dev: PciDev, device: VfioDevice) -> None:
         """A function has got a cdev."""
-        function_path, name = self._path(dev), f"vfio{device.index}"
-        path = f"{function_path}/vfio-dev/{name}"
+        self._add_vfio_dev(self._path(dev), device)
+
+    def add_mediated(self, device: VfioDevice) -> None:
+        """There is a device without an IOMMU, with its cdev."""
+        if not self._mediated:
+            self._place("bus/mdev", sysfs_mdev.bus_entries())
+        kind = device.function.description.mediated
+        sysfs_mdev.add(
+            self._place,
+            device,
+            is_first=kind.parent not in {other.parent for other in self._mediated},
+            is_first_of_type=kind not in self._mediated,
+        )
+        self._mediated.append(kind)
+        self._add_vfio_dev(sysfs_mdev.path_of(device), device)
+
+    def _add_vfio_dev(self, place: str, device: VfioDevice) -> None:
+        name = f"vfio{device.index}"
+        path = f"{place}/vfio-dev/{name}"
         number = f"{self._cdev_major}:{device.index}"
         up = "../" * (path.count("/") + 1)
         lines = f"MAJOR={self._cdev_major}\nMINOR={device.index}\nDEVNAME=vfio/devices/{name}"
         self._place(f"{path}/dev", text(number))
-        self._place(f"{path}/device", Link(f"../../../{dev.address}"))
+        self._place(f"{path}/device", Link(f"../../../{device.function.address}"))
         self._place(f"{path}/power", Power().directory())
         self._place(f"{path}/subsystem", Link(f"{up}class/vfio-dev"))
         self._place(f"{path}/uevent", uevent(lines))

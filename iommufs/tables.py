@@ -26,8 +26,18 @@ from iommufs.iommufd import (
     viommu,
 )
 from iommufs.iommufd.ctx import destroy
-from iommufs.vfio import bind, feature, group, ioeventfd, migration_stream, reset, set_irqs
+from iommufs.vfio import (
+    bind,
+    feature,
+    group,
+    ioeventfd,
+    mediated_irqs,
+    migration_stream,
+    reset,
+    set_irqs,
+)
 from iommufs.vfio import info as vfio_info
+from iommufs.vfio import mediated_ioctls as mediated
 
 
 class Payload(enum.Enum):
@@ -183,6 +193,38 @@ VFIO_DEVICE = by_number(
             "flags",
             bind.device_detach_iommufd_pt,
         ),
+    ]
+)
+
+# What devices without an IOMMU have in common with PCI functions, and what is their own.
+VFIO_MEDIATED = by_number(
+    [
+        *(
+            VFIO_DEVICE[number]
+            for number in (
+                uapi.VFIO_DEVICE_FEATURE,
+                uapi.VFIO_DEVICE_BIND_IOMMUFD,
+                uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT,
+                uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT,
+            )
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_GET_INFO, "vfio_device_info", "num_irqs", mediated.mediated_get_info
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_GET_REGION_INFO,
+            "vfio_region_info",
+            "offset",
+            mediated.mediated_get_region_info,
+        ),
+        argsz(
+            uapi.VFIO_DEVICE_GET_IRQ_INFO,
+            "vfio_irq_info",
+            "count",
+            mediated_irqs.mediated_get_irq_info,
+        ),
+        argsz(uapi.VFIO_DEVICE_SET_IRQS, "vfio_irq_set", "count", mediated_irqs.mediated_set_irqs),
+        Row(uapi.VFIO_DEVICE_RESET, mediated.mediated_reset),
     ]
 )
 

@@ -114,6 +114,17 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Mediated:
+    """A device without an IOMMU. label: what errors call it."""
+
+    label: str
+    uuid: str
+    model: str
+    options: dict[str, Any]
+    group: int
+
+
+@dataclass(frozen=True)
 class Topology:
     """A machine that is consistent: every group, parent and scope it names is there.
 
@@ -128,6 +139,7 @@ class Topology:
     iommu_options: dict[str, Any]
     reserved: tuple[Reserved, ...]
     test: bool
+    mediated: tuple[Mediated, ...] = ()
 
     def function(self, bdf: str) -> Function:
         """KeyError if there is none."""

@@ -1,5 +1,9 @@
 """The machine as a TOML file: PCI functions, their groups and resets, the IOMMU.
 
+    [[mediated]]                      # a device without an IOMMU
+    uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    model = "serial"
+
     [iommu]
     kind = "vtd"
     reserved = [{ start = 0x1000, last = 0x1fff, type = "direct" }]   # by firmware, for all
@@ -41,6 +45,7 @@ import msgspec
 
 from iommufs.pci_image import ConfigImage, parse_image, parse_rows
 from iommufs.topology import Function, Reserved, Topology, TopologyError
+from iommufs.topology_mediated import MediatedConfig, resolve
 
 VFIO_DRIVER = "vfio-pci"
 ROOT_BUS = 0
@@ -96,6 +101,7 @@ FUNCTION_KEYS = _Function.__struct_fields__
 
 class _File(_Struct):
     function: tuple[_Function, ...] = ()
+    mediated: tuple[MediatedConfig, ...] = ()
     iommu: _Iommu = _Iommu()
     iommufd: _Iommufd = _Iommufd()
 
@@ -207,6 +213,7 @@ class _Resolver:
             iommu_options=iommu.options,
             reserved=tuple(Reserved(r.start, r.last, r.type) for r in iommu.reserved),
             test=self._file.iommufd.test,
+            mediated=tuple(resolve(self._file.mediated, set(groups), self._names.source)),
         )
 
     def _fail(self, key: str, expected: str) -> TopologyError:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
+from iommufs.iommufd.iommu import IommuGroup
 from iommufs.pci_bus import VFIO_DRIVER, Driver, HostFunction, PciBus, PciDev
 from iommufs.pci_sriov import VirtualFunctions
 from iommufs.vfio import reset
@@ -76,8 +77,7 @@ class VfioPci(Driver):
         if dev.virtfns:
             raise UapiError(errno.EBUSY, f"{dev.address} has virtual functions")
         group = self._group(dev)
-        index = _lowest_free(self._taken)
-        self._taken.add(index)
+        index = self.take_index()
         device = VfioDevice(index, dev.inside, self._dev_set(dev), group, self._files)
         if dev.physfn is not None:
             device.pf = dev.physfn.vfio
@@ -85,6 +85,19 @@ class VfioPci(Driver):
         dev.power_control = "auto"
         self._refresh()
         self.nodes.add_device(dev, device)
+
+    def take_index(self) -> int:
+        """The lowest number that no cdev has."""
+        index = _lowest_free(self._taken)
+        self._taken.add(index)
+        return index
+
+    def add_group(self, iommu_group: IommuGroup) -> VfioGroup:
+        """A group gets its first device."""
+        minor = _lowest_free({place.minor for place in self.groups.values()})
+        place = self.groups[iommu_group.number] = Place(VfioGroup(iommu_group, self._files), minor)
+        self.nodes.add_group(place.group, minor)
+        return place.group
 
     async def remove(self, dev: PciDev) -> None:
         device = dev.vfio
@@ -117,9 +130,7 @@ class VfioPci(Driver):
     def _group(self, dev: PciDev) -> VfioGroup:
         number = dev.group.number
         if number not in self.groups:
-            minor = _lowest_free({place.minor for place in self.groups.values()})
-            place = self.groups[number] = Place(VfioGroup(dev.group, self._files), minor)
-            self.nodes.add_group(place.group, minor)
+            self.add_group(dev.group)
         self.groups[number].n_devices += 1
         return self.groups[number].group
 

@@ -24,8 +24,10 @@ static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *
     iopt->n_tries = 0;
   }
   area->prevent_access = 1;
-  if (iopt->n_tries++ >= MAX_TRIES)
+  if (iopt->n_tries++ >= MAX_TRIES) {
+    iopt->n_tries = 0; /* the next unmap tells them again */
     return -EDEADLK;
+  }
   *out = (struct iofs_range){area->iova.start, area->iova.last};
   return 1;
 }

@@ -4,6 +4,7 @@ from iommufs.devices.edu import Edu
 from iommufs.devices.igb import Igb
 from iommufs.devices.inert import Inert
 from iommufs.devices.nvme import Nvme
+from iommufs.devices.serial import Serial
 from iommufs.devices.testdev import Testdev
 from iommufs.vfio.model import Model
 
@@ -12,5 +13,6 @@ MODELS: dict[str, type[Model]] = {
     "igb": Igb,
     "inert": Inert,
     "nvme": Nvme,
+    "serial": Serial,
     "testdev": Testdev,
 }

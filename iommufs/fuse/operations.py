@@ -384,6 +384,7 @@ class Operations(pyfuse3.Operations):
         # from a file with positions, so a node is one, too, where nobody else refuses lseek().
         stream = isinstance(node, DeviceNode) and node.backing_fd is None
         stream = stream and not (self.shows_devices and any(node.rdev))
+        stream = stream and not getattr(open_file, "has_positions", False)
         fh = self._files.add(open_file)
         if passed_on and node.backing_fd is None:
             self._anonymous_numbers[fh] = inode

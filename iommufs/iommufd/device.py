@@ -47,6 +47,8 @@ class Device(Object):
     DMA of the device goes through `domain`, a native page table, or nowhere while that is None.
     """
 
+    has_pasids = True  # attachments of PASIDs can be asked for
+
     def __init__(
         self, ctx: Ctx, function: Physical, group: IommuGroup, holds_ctx: bool = True
     ) -> None:

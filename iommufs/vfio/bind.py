@@ -63,8 +63,11 @@ async def device_bind_iommufd(ucmd: Ucmd) -> None:
         raise UapiError(errno.EINVAL, "bound already")
     token = None
     if cmd.flags & uapi.VFIO_DEVICE_BIND_FLAG_TOKEN:
+        if not df.device.knows_tokens:
+            raise UapiError(errno.EINVAL, "no device of this kind has a token")
         token = await ucmd.caller.read(cmd.token_uuid_ptr, 16)
-    match_token(df.device, token)
+    if df.device.knows_tokens:
+        match_token(df.device, token)
     ctx = df.device.files.resolve(ucmd.caller, cmd.iommufd)
     if not isinstance(ctx, Ctx):
         raise UapiError(errno.EBADFD, f"fd {cmd.iommufd} is not an iommufd")
@@ -85,6 +88,8 @@ async def _pasid(ucmd: Ucmd, flag: int) -> int | None:
         raise UapiError(errno.EINVAL, f"flags {cmd.flags:#x}")
     if not cmd.flags:
         return None
+    if not ucmd.file.iommu_device.has_pasids:
+        raise UapiError(errno.EOPNOTSUPP, "the device knows no PASIDs")
     end = ffi.sizeof(cmd[0])  # the PASID is the last member of both structures
     if ucmd.user_size < end:
         raise UapiError(errno.EINVAL, f"argsz {ucmd.user_size} has no pasid")
@@ -97,6 +102,7 @@ async def device_attach_iommufd_pt(ucmd: Ucmd) -> None:
     In:     pt_id  of the iommufd that the device is bound to      flags, pasid
     Out:    pt_id  the HWPT in use
     Errors: EINVAL  unknown flag; argsz without pasid; see Device.set_pt()   ENOENT  no such pt_id
+            EOPNOTSUPP  PASID, of a device without an IOMMU
             EFAULT  pt_id cannot be written; the device is detached then
     Source: vfio_df_ioctl_attach_pt()
     """

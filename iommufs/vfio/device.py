@@ -100,7 +100,12 @@ class VfioDevice:
     n_open    files that are open of it
     vf_token  what a client of its virtual functions must know; vf_users: how many are bound
     pf        of a virtual function: the device that has made it, if that is a VFIO device
+
+    knows_tokens  clients may name one; file_class: what an open of it is
     """
+
+    knows_tokens = True
+    file_class: type[DeviceFile]
 
     def __init__(
         self,
@@ -130,8 +135,8 @@ class VfioDevice:
         return any(cap.extended and cap.id == caps.X_SRIOV for cap in self.function.raw.owned)
 
     @property
-    def backing_fd(self) -> int:
-        """What mapping an open file of this device maps."""
+    def backing_fd(self) -> int | None:
+        """What mapping an open file of this device maps; None: nothing."""
         return self.function.bars.fd
 
     @property
@@ -144,7 +149,7 @@ class VfioDevice:
         if self not in self.group.devices:
             raise UapiError(errno.ENODEV, f"vfio{self.index} is gone")
         self.n_open += 1
-        return DeviceFile(self)
+        return self.file_class(self)
 
     def closed(self) -> None:
         """A file of it is not open any more."""
@@ -177,7 +182,7 @@ class VfioDevice:
         """
         df = self.bound
         if df is None:
-            df = DeviceFile(self, by_group=True)
+            df = self.file_class(self, by_group=True)
             df.bind(ctx)
             try:
                 with compat_ioas(ctx) as ioas:
@@ -320,23 +325,30 @@ class DeviceFile:
             self.device.group.check_closed()
         if self.device.bound:
             raise UapiError(errno.EINVAL, "the device is bound through another file")
-        self.iommu_device = iommufd_device.bind(ctx, self.function)
+        self.iommu_device = self._bind_iommu(ctx)
         try:
             self.function.open()
-            self.irqs = Irqs(self.function, self.function.spawn, self.fast.set_triggers)
-            self.config = ConfigSpace(self.function, self.irqs)
-            self.regions = Regions(self.function, self.config)
+            self._make_view()
         except BaseException:
+            self.function.irqs = self.function.config = None
             self.iommu_device.unbind()
             self.iommu_device = None
             raise
-        self.function.irqs = self.irqs
-        self.function.config = self.config
         self.function.iommu_device = self.iommu_device
         self._offer_features()
         self.device.bound = self
         if self.device.pf:
             self.device.pf.vf_users += 1
+
+    def _bind_iommu(self, ctx: Ctx) -> Any:
+        return iommufd_device.bind(ctx, self.function)
+
+    def _make_view(self) -> None:
+        """What the client sees of the device."""
+        function = self.function
+        function.irqs = self.irqs = Irqs(function, function.spawn, self.fast.set_triggers)
+        function.config = self.config = ConfigSpace(function, self.irqs)
+        self.regions = Regions(function, self.config)
 
     def grant(self) -> None:
         """The client knows that the device is its own."""
@@ -351,9 +363,13 @@ class DeviceFile:
             self.fast.withdraw()
 
     def _offer_features(self) -> None:
+        """What VFIO_DEVICE_FEATURE can ask for."""
+        self._offer_those_of_models()
+        self.low_power = self.function.low_power = LowPower(self.function, self._publish)
+        self.function.dmabufs = BarDmabufs()
+
+    def _offer_those_of_models(self) -> None:
         function, description = self.function, self.function.description
-        self.low_power = function.low_power = LowPower(function, self._publish)
-        function.dmabufs = BarDmabufs()
         if description.migration:
             function.migration = DeviceMigration(function)
         if description.dma_logging:
@@ -361,10 +377,13 @@ class DeviceFile:
 
     def _end_features(self) -> None:
         function = self.function
-        self.low_power.leave()
-        function.dmabufs.close()
+        if self.low_power:
+            self.low_power.leave()
+        if function.dmabufs:
+            function.dmabufs.close()
         if function.migration:
             function.migration.close()
+            function.host.resume()
         function.low_power = function.dmabufs = function.migration = function.dma_log = None
         self.low_power = None
 
@@ -378,10 +397,13 @@ class DeviceFile:
         self.ioeventfds.clear()
         self.function.close()
         self.irqs.release()
-        self.function.irqs = self.function.config = self.function.iommu_device = None
         self.iommu_device.unbind()
+        self.function.irqs = self.function.config = self.function.iommu_device = None
         self.iommu_device = None
         self.device.bound = None
         if self.device.pf:
             self.device.pf.vf_users -= 1
         self.device.dev_set.closed(self.device)
+
+
+VfioDevice.file_class = DeviceFile

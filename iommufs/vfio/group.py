@@ -80,7 +80,10 @@ class VfioGroup:
         """The device of a request: its address, perhaps a token; ENODEV, else as match_token()."""
         address, space, options = request.partition(b" ")
         for device in self.devices:
-            if device.function.address.encode() == address:
+            if not device.knows_tokens:
+                if device.function.address.encode() == request:
+                    return device
+            elif device.function.address.encode() == address:
                 match_token(device, _token(options) if space else None)
                 return device
         raise UapiError(errno.ENODEV, f"group {self.number} has no device {request!r}")

@@ -160,6 +160,14 @@ class FunctionHost:
         """Let all others go on."""
         await trio.lowlevel.checkpoint()
 
+    def pin(self, iova: int, length: int, write: bool = False) -> None:
+        """Only devices without an IOMMU have something to pin."""
+        raise DmaError(iova, "the device has an IOMMU")
+
+    def unpin(self, iova: int, length: int) -> None:
+        """Nothing can be pinned."""
+        raise AssertionError("nothing is pinned")
+
     # ---- interrupts
 
     def set_intx(self, level: bool) -> None:

@@ -200,7 +200,13 @@ class DeviceMigration:
         self.state = RUNNING
         self.function.host.resume()
 
-    close = reset
+    def close(self) -> None:
+        """The client is gone, with what it knew; the state stays, until somebody asks for another.
+
+        A PCI function is made anew for the next client; a mediated device is found as it was left.
+        """
+        self.info_v2 = False
+        self._end_streams()
 
     def _end_streams(self) -> None:
         for file in (self._saving, self._resuming):

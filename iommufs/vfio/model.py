@@ -88,6 +88,19 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Mediated:
+    """That a device is no PCI function, but made up by a driver: there is no IOMMU behind it.
+
+    parent  what the driver calls itself, and its one device: /sys/devices/virtual/PARENT/PARENT
+    type    which of the driver's types it is, a suffix of its name; `name`: what that is called
+    """
+
+    parent: str
+    type: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Description:
     """What a function is. Ids are those of PCI config space.
 
@@ -97,6 +110,8 @@ class Description:
              where that is not what the capability there would make one expect
     migration  it has stop, run, save and load; None: it cannot be migrated
     dma_logging  clients may ask which pages its DMA has written
+    mediated     it is no PCI function: the model is told accesses of config space, too, as those of
+                 region 7; `config` may be of any length
     """
 
     vendor: int
@@ -116,6 +131,7 @@ class Description:
     writable: Mapping[int, int] = field(default_factory=dict)
     migration: Migration | None = None
     dma_logging: bool = False
+    mediated: Mediated | None = None
 
 
 class Native(Protocol):
@@ -152,6 +168,15 @@ class Host(Protocol):
 
     async def give_way(self) -> None:
         """Let the others go on, other functions' tasks among them."""
+
+    def pin(self, iova: int, length: int, write: bool = False) -> None:
+        """Keep client memory from being unmapped, whole pages; DmaError.
+
+        For devices without an IOMMU, whose model lets go of it in Model.dma_unmap at the latest.
+        """
+
+    def unpin(self, iova: int, length: int) -> None:
+        """Let go of exactly what was pinned once."""
 
     def set_intx(self, level: bool) -> None:
         """Drive the INTx line; delivered unless disabled, masked or not set up by the client."""

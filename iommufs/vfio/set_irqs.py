@@ -27,7 +27,7 @@ _DATA_SIZES = {NONE: 0, BOOL: 1, EVENTFD: 4}
 class Request:
     """One call, read and checked. `values`: a bool or an fd for each of [start, start + count)."""
 
-    irqs: irqs.Irqs
+    irqs: Any  # the file's
     caller: Any
     index: int
     start: int
@@ -57,11 +57,24 @@ async def device_set_irqs(ucmd: Ucmd) -> None:
             ERANGE  no vector to enable
     Source: vfio_pci_ioctl_set_irqs(), vfio_set_irqs_validate_and_prepare()
     """
+    df = ucmd.file
+    n_irqs = df.function.n_irqs(ucmd.cmd.index) if ucmd.cmd.index < irqs.N_INDEXES else 0
+    request, which = await read_request(ucmd, n_irqs)
+    action = _ACTIONS.get((request.index, which))
+    if action is None:
+        raise UapiError(errno.ENOTTY, f"flags {ucmd.cmd.flags:#x} for index {request.index}")
+    action(request)
+
+
+async def read_request(ucmd: Ucmd, n_irqs: int) -> tuple[Request, int]:
+    """The request, checked as for an index with so many interrupts, and its action bits.
+
+    EINVAL, EFAULT. Source: vfio_set_irqs_validate_and_prepare()
+    """
     cmd, df = ucmd.cmd, ucmd.file
     known = uapi.VFIO_IRQ_SET_DATA_TYPE_MASK | uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK
     if cmd.index >= irqs.N_INDEXES or cmd.count >= U32_MAX - cmd.start or cmd.flags & ~known:
         raise _invalid(f"index {cmd.index}, flags {cmd.flags:#x}")
-    n_irqs = df.function.n_irqs(cmd.index)
     if cmd.start >= n_irqs or cmd.start + cmd.count > n_irqs:
         raise _invalid(f"{cmd.count} from {cmd.start} on of {n_irqs}")
     data = cmd.flags & uapi.VFIO_IRQ_SET_DATA_TYPE_MASK
@@ -69,10 +82,8 @@ async def device_set_irqs(ucmd: Ucmd) -> None:
     if size is None:
         raise _invalid(f"flags {cmd.flags:#x}: not one kind of data")
     values = await _values(ucmd, size)
-    action = _ACTIONS.get((cmd.index, cmd.flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK))
-    if action is None:
-        raise UapiError(errno.ENOTTY, f"flags {cmd.flags:#x} for index {cmd.index}")
-    action(Request(df.irqs, ucmd.caller, cmd.index, cmd.start, cmd.count, data, values))
+    request = Request(df.irqs, ucmd.caller, cmd.index, cmd.start, cmd.count, data, values)
+    return request, cmd.flags & uapi.VFIO_IRQ_SET_ACTION_TYPE_MASK
 
 
 async def _values(ucmd: Ucmd, size: int) -> list[int]:

@@ -133,6 +133,14 @@ FAULTS = {
         EDU + "options = { mask = 1 }",
         "function[0]: options.mask: no option of edu; there is: dma_mask, migration",
     ),
+    "a PCI function that is none": (
+        EDU.replace('"edu"', '"serial"'),
+        "function[0]: serial: it is no PCI function: it goes under [[mediated]]",
+    ),
+    "a PCI function among those without an IOMMU": (
+        '[[mediated]]\nuuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"\nmodel = "edu"\n',
+        "mediated[0]: edu: it is a PCI function: it goes under [[function]]",
+    ),
     "an option of the wrong type": (
         EDU + 'options = { dma_mask = "x" }',
         "function[0]: edu: dma_mask must be an integer of at most 64 bits, not 'x'",

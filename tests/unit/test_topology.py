@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iommufs import topology_file
+from iommufs import topology_file, topology_mediated
 from iommufs.pci_image import ConfigImage, parse_image
 from iommufs.topology import TopologyError
 
@@ -242,6 +242,7 @@ def test_the_page_about_topologies_has_every_key_and_no_other():
     page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
     documented = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
     keys = list(topology_file._Function.__struct_fields__)
+    keys += topology_mediated.MediatedConfig.__struct_fields__
     keys += [f"iommu.{key}" for key in topology_file._Iommu.__struct_fields__ if key != "options"]
     keys += [f"iommufd.{key}" for key in topology_file._Iommufd.__struct_fields__]
     assert sorted(documented) == sorted(keys)
@@ -281,3 +282,28 @@ def test_faulty_contents(load, tmp_path, contents, expected):
     (tmp_path / "bar.hex").write_text("1000:" + " 00" * 16 + "\n")
     with pytest.raises(TopologyError, match=re.escape(expected)):
         load(function() + f"bars = {{ 0 = 0x1000 }}\ncontents = {contents}\n")
+
+
+MEDIATED = '[[mediated]]\nuuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"\nmodel = "serial"\n'
+SOME_EDU = '[[function]]\nbdf = "00:01.0"\nmodel = "edu"\n'
+
+
+def test_devices_without_an_iommu_have_groups_of_their_own(load):
+    other = MEDIATED.replace("1001", "1002") + "group = 1\n"
+    topology = load(SOME_EDU + MEDIATED + other)
+    assert [mediated.group for mediated in topology.mediated] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (MEDIATED.replace("83b8", "83B8"), "mediated[0].uuid: expected a UUID"),
+        (MEDIATED * 2, "mediated[1].uuid: 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001 is there already"),
+        (SOME_EDU + MEDIATED + "group = 0\n", "mediated[0].group: expected a number that no other"),
+        (MEDIATED + "group = -1\n", "mediated[0].group: expected a number that no other"),
+        (MEDIATED + 'bdf = "00:02.0"\n', "mediated[0]: contains unknown field"),
+    ],
+)
+def test_faults_of_devices_without_an_iommu(load, text, expected):
+    with pytest.raises(TopologyError, match=re.escape(expected)):
+        load(text)
