@@ -16,7 +16,7 @@ from iommufs.devices.igb.wire import Pcap, Wire
 from iommufs.vfio.model import Host
 
 _FCS = 4
-_CONGESTED = 48 << 10  # bytes of room
+_UNDER_WAY = 1 << 20  # bytes that are held at most while they are written to memory
 _BROADCAST = b"\xff" * 6
 
 
@@ -72,14 +72,10 @@ class Engine:
         self._start()
 
     def _room(self) -> int:
-        """Bytes that may wait for descriptors, in addition to what waits already."""
+        """Bytes that may be taken in: what has descriptors, and what may wait for some."""
+        promised = sum(queue.promised for queue in self._rx if queue.is_enabled)
         size = (self._registers.get(reg.RXPBS) & 0x7F) << 10
-        return size - sum(queue.backlog for queue in self._rx)
-
-    @property
-    def congested(self) -> bool:
-        """Whether a batch of the other end might not fit any more."""
-        return bool(self._rx_due) and self._room() < _CONGESTED
+        return size + min(promised, _UNDER_WAY) - sum(queue.backlog for queue in self._rx)
 
     def hear(self, frames: list[bytes]) -> None:
         """Frames have come in."""
@@ -141,10 +137,10 @@ class Engine:
                 reported.append(queue.index)
             if frames:
                 self._send(frames)
-            if self.wire.congested:
-                await self._host.give_way()  # once: if it has no descriptors, it misses them
-                if self._task is not task:
-                    return []
+                if not self.looped:
+                    await self._host.give_way()  # who hears them needs time to put them away
+                    if self._task is not task:
+                        return []
         return reported
 
     async def _receive(self, task: object) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 
 from iommufs.devices.igb import registers as reg
 from iommufs.devices.igb.headers import (
@@ -33,7 +34,7 @@ _SIZES = (64, 127, 255, 511, 1023)  # the upper bounds of the statistics by size
 
 def size_class(length: int) -> int:
     """Which of the six statistics registers by size counts a frame of so many bytes."""
-    return next((i for i, bound in enumerate(_SIZES) if length <= bound), len(_SIZES))
+    return bisect_left(_SIZES, length)
 
 
 class Filters:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from iommufs.devices.igb import registers as reg
 from iommufs.vfio.model import DmaError, Host
 
-BATCH = 64  # descriptors used in one go
+BATCH = 256  # descriptors used in one go
 _DESCRIPTOR = 16
 
 _DROP_EN = 1 << 31  # of SRRCTL
@@ -75,6 +75,11 @@ class ReceiveQueue:
         if not self.is_enabled or max(head, tail) >= size:
             return 0, 0, 0
         return head, (tail - head) % size, size
+
+    @property
+    def promised(self) -> int:
+        """Bytes that the client has given descriptors for."""
+        return self._free()[1] * self._buffer_size()
 
     async def put(self, host: Host, before: Callable[[], None]) -> bool:
         """Write the next frames to memory. False: there is nothing to write, or nowhere.

@@ -17,7 +17,7 @@ from iommufs.devices.igb.offload import (
 )
 from iommufs.vfio.model import DmaError, Host
 
-BATCH = 64  # descriptors taken in one go
+BATCH = 256  # descriptors taken in one go
 _DESCRIPTOR = 16
 _LONGEST = 9728  # bytes of a frame
 _LONGEST_TSO = (1 << 18) + 512  # bytes to be segmented, with their headers

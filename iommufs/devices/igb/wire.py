@@ -16,13 +16,7 @@ _wires: dict[str, weakref.WeakSet[Any]] = {}
 
 
 class End(Protocol):
-    """A function on a wire.
-
-    congested  it holds so much that it may soon miss frames
-    """
-
-    @property
-    def congested(self) -> bool: ...
+    """A function on a wire."""
 
     def hear(self, frames: list[bytes]) -> None:
         """Frames come in."""
@@ -41,18 +35,11 @@ class Wire:
             ends.add(end)
             self._ends = ends
 
-    def _others(self) -> list[End]:
-        return [end for end in self._ends if end is not self._end]
-
     def send(self, frames: list[bytes]) -> None:
         """To all others."""
-        for end in self._others():
-            end.hear(frames)
-
-    @property
-    def congested(self) -> bool:
-        """Somebody on it is."""
-        return any(end.congested for end in self._others())
+        for end in list(self._ends):
+            if end is not self._end:
+                end.hear(frames)
 
 
 _PCAP_HEADER = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)  # ns, Ethernet
