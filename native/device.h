@@ -72,12 +72,12 @@ struct iommufs_device {
   const struct iommufs_device_calls *calls;
 };
 
-/* ---- client memory ---------------------------------------------------------------------------
+/* ---- client memory: from poll() only ---------------------------------------------------------
  *
  * Through the page table that the function is attached to, if bus mastering is on. -EFAULT: the
  * IOMMU refused it, which is reported by then; bytes before the one refused may have moved. It may
  * wait for a client's memory. When an unmap of the memory, or a detach, has returned to the client,
- * no DMA touches it any more.
+ * no DMA touches it any more, unless it is stuck in memory that the client keeps from being written.
  */
 static inline int iommufs_dma_read(struct iommufs_device *device, uint64_t iova, void *buf,
                                    size_t length) {

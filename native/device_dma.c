@@ -1,14 +1,22 @@
 /* Where the DMA of devices goes: routes, which IOMMU groups have, and the DMA of models in C. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <time.h>
 
 #include "alloc.h"
 #include "device_host.h"
+
+/* A route that changed waits that long for what is under way: it may be stuck in a client's memory,
+ * which the client itself keeps from being written. Linux would have pinned it. */
+#define PATIENCE_NS 2000000l
 
 struct iofs_route {
   _Atomic uint32_t refs;
   pthread_mutex_t lock;
   struct iofs_domain *domain; /* NULL: nowhere */
+  _Atomic uint32_t n_users[2]; /* threads that do DMA, by the phase in which they began */
+  unsigned phase;              /* each change begins the other one */
 };
 
 struct iofs_route *iofs_route_new(void) {
@@ -22,56 +30,73 @@ struct iofs_route *iofs_route_new(void) {
 
 void route_get(struct iofs_route *route) { route->refs++; }
 
-static void set(struct iofs_route *route, struct iofs_domain *domain) {
-  struct iofs_domain *old;
+static void wait_for_users(const _Atomic uint32_t *n_users) {
+  const struct timespec nap = {0, PATIENCE_NS / 100};
+  for (int i = 0; i < 100 && *n_users; i++)
+    nanosleep(&nap, NULL);
+}
+
+void iofs_route_set(struct iofs_route *route, struct iofs_domain *domain) {
   if (domain)
     iofs_domain_get(domain);
   pthread_mutex_lock(&route->lock);
-  old = route->domain;
+  struct iofs_domain *old = route->domain;
+  unsigned phase = route->phase;
   route->domain = domain;
+  route->phase ^= 1;
   pthread_mutex_unlock(&route->lock);
+  wait_for_users(&route->n_users[phase]);
   if (old)
     iofs_domain_put(old);
 }
 
-void iofs_route_set(struct iofs_route *route, struct iofs_domain *domain) { set(route, domain); }
-
 void iofs_route_put(struct iofs_route *route) {
   if (--route->refs)
     return;
-  set(route, NULL);
+  if (route->domain)
+    iofs_domain_put(route->domain);
   pthread_mutex_destroy(&route->lock);
   alloc_free(route);
 }
 
-/* The domain of now, with a reference; NULL: there is none. */
-static struct iofs_domain *domain_of(struct iofs_route *route) {
-  struct iofs_domain *domain = NULL;
-  if (!route)
-    return NULL;
+/* Hold the domain of now until device_dma_rest(), so that not each DMA has to ask for it; NULL:
+ * there is none. */
+static struct iofs_domain *hold_domain(struct life *life) {
+  struct iofs_route *route = life->route;
+  if (life->dma.domain || !route)
+    return life->dma.domain;
   pthread_mutex_lock(&route->lock);
-  if ((domain = route->domain))
-    iofs_domain_get(domain);
+  if ((life->dma.domain = route->domain)) {
+    iofs_domain_get(route->domain);
+    life->dma.phase = route->phase;
+    route->n_users[route->phase]++;
+  }
   pthread_mutex_unlock(&route->lock);
-  return domain;
+  return life->dma.domain;
+}
+
+void device_dma_rest(struct life *life) {
+  if (!life->dma.domain)
+    return;
+  iofs_domain_put(life->dma.domain);
+  life->dma.domain = NULL;
+  life->route->n_users[life->dma.phase]--;
 }
 
 /* buf: to read into, or to write from. */
 static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length, int write) {
-  const struct life *life = life_of(handle);
+  struct life *life = life_of(handle);
   struct iofs_device *device = life->device;
   struct iofs_dma_fault fault = {iova, (uint32_t)write, IOFS_DMA_NO_MASTER};
   int err = -EFAULT;
   if (life->ended)
     return -ECANCELED;
   if (device->bus_master) {
-    struct iofs_domain *domain = domain_of(life->route);
+    struct iofs_domain *domain = hold_domain(life);
     fault.reason = IOFS_DMA_DETACHED;
-    if (domain) {
+    if (domain)
       err = write ? iofs_dma_write(domain, iova, buf, length, &fault)
                   : iofs_dma_read(domain, iova, buf, length, &fault);
-      iofs_domain_put(domain);
-    }
   }
   if (!err && !life->ended)
     return 0;

@@ -52,10 +52,17 @@ struct iofs_device {
   struct device_events events;
 };
 
+/* Eight bytes of BAR memory with one or two watched words in them. */
+struct chunk {
+  const uint64_t *memory;
+  uint64_t seen, mask; /* mask: the bits that are watched */
+};
+
 struct word {
   unsigned char *memory;
-  uint64_t offset, seen, loaded;
+  uint64_t offset, loaded;
   uint64_t missed; /* a store of a client that one of the model fell upon, if has_missed */
+  size_t chunk;
   uint32_t bar, size;
   int has_missed;
 };
@@ -71,7 +78,12 @@ struct life {
   int *finished; /* of whoever waits for the end; may be NULL */
   pthread_cond_t wake;
   struct word *words;
-  size_t n_words;
+  struct chunk *chunks;
+  size_t n_words, n_chunks, n_missed;
+  struct { /* what the thread holds while it does DMA; domain: NULL if it does not */
+    struct iofs_domain *domain;
+    unsigned phase; /* of the route */
+  } dma;
 };
 
 static inline struct life *life_of(struct iommufs_device *handle) {
@@ -97,6 +109,7 @@ extern const struct iommufs_device_calls device_calls;
 /* device_dma.c */
 int device_dma_read(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length);
 int device_dma_write(struct iommufs_device *handle, uint64_t iova, const void *buf, size_t length);
+void device_dma_rest(struct life *life); /* for now it does no more */
 void route_get(struct iofs_route *route);
 
 /* device_irq.c */

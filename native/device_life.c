@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <string.h>
 #include <time.h>
 
 #include "alloc.h"
@@ -65,22 +66,48 @@ static unsigned char *place(const struct life *life, unsigned bar, uint64_t offs
   return there->memory + offset;
 }
 
-void life_scan(struct life *life) {
-  int changed = 0;
-  for (size_t i = life->n_words; i--;) {
-    struct word *word = &life->words[i];
-    word->loaded = load(word->memory, word->size);
-    changed |= word->loaded != word->seen || word->has_missed;
+static unsigned shift_of(const struct word *word) {
+  return word->size == 4 && word->offset & 4 ? 32 : 0;
+}
+
+static uint64_t mask_of(const struct word *word) {
+  return word->size == 8 ? UINT64_MAX : (uint64_t)UINT32_MAX << shift_of(word);
+}
+
+static uint64_t seen(const struct life *life, const struct word *word) {
+  return (life->chunks[word->chunk].seen & mask_of(word)) >> shift_of(word);
+}
+
+static void see(struct life *life, const struct word *word, uint64_t value) {
+  struct chunk *chunk = &life->chunks[word->chunk];
+  chunk->seen = (chunk->seen & ~mask_of(word)) | (value << shift_of(word) & mask_of(word));
+}
+
+/* Nearly always nothing is new, so this is what has to be fast. */
+static int is_changed(const struct life *life) {
+  uint64_t changed = life->n_missed;
+  for (size_t i = 0; i < life->n_chunks; i++) {
+    const struct chunk *chunk = &life->chunks[i];
+    changed |= (__atomic_load_n(chunk->memory, __ATOMIC_RELAXED) ^ chunk->seen) & chunk->mask;
   }
-  for (size_t i = 0; changed && i < life->n_words; i++) {
+  return changed != 0;
+}
+
+void life_scan(struct life *life) {
+  if (!is_changed(life))
+    return;
+  for (size_t i = life->n_words; i--;)
+    life->words[i].loaded = load(life->words[i].memory, life->words[i].size);
+  for (size_t i = 0; i < life->n_words; i++) {
     struct word *word = &life->words[i];
     uint64_t value = word->has_missed ? word->missed : word->loaded;
-    if (word->loaded == word->seen && !word->has_missed)
+    if (word->loaded == seen(life, word) && !word->has_missed)
       continue;
-    if (word->has_missed)
-      word->has_missed = 0; /* what was loaded is for the next scan, if it is still there */
-    else
-      word->seen = word->loaded;
+    if (word->has_missed) { /* what was loaded is for the next scan, if it is still there */
+      word->has_missed = 0;
+      life->n_missed--;
+    } else
+      see(life, word, word->loaded);
     life->device->model->write(life->state, word->bar, word->offset, word->size, value);
     life->woken = 1;
   }
@@ -99,33 +126,62 @@ static struct word *find_word(struct life *life, unsigned bar, uint64_t offset, 
 
 /* The model stored `value`. If what was there before is not what was last seen, a client stored it
  * and no scan has met it: it is gone from the memory, but not lost. */
-static void take_store(struct word *word, uint64_t before, uint64_t value) {
-  if (before != word->seen) {
+static void take_store(struct life *life, struct word *word, uint64_t before, uint64_t value) {
+  if (before != seen(life, word)) {
+    life->n_missed += !word->has_missed;
     word->missed = before;
     word->has_missed = 1;
   }
-  word->seen = word->loaded = word->size == 8 ? value : (uint32_t)value;
+  word->loaded = word->size == 8 ? value : (uint32_t)value;
+  see(life, word, word->loaded);
+}
+
+/* The chunk that a word lies in, a new one if need be; n_chunks: ENOMEM. */
+static size_t chunk_of(struct life *life, const unsigned char *memory) {
+  const uint64_t *at = (const uint64_t *)((uintptr_t)memory & ~(uintptr_t)7);
+  for (size_t i = 0; i < life->n_chunks; i++)
+    if (life->chunks[i].memory == at)
+      return i;
+  struct chunk *chunks = alloc_array(life->n_chunks + 1, sizeof *chunks);
+  if (!chunks)
+    return life->n_chunks;
+  if (life->n_chunks)
+    memcpy(chunks, life->chunks, life->n_chunks * sizeof *chunks);
+  chunks[life->n_chunks] = (struct chunk){.memory = at};
+  alloc_free(life->chunks);
+  life->chunks = chunks;
+  return life->n_chunks++;
+}
+
+static int add_word(struct life *life, const struct word *word) {
+  size_t n = life->n_chunks, chunk = chunk_of(life, word->memory);
+  struct word *words = alloc_array(life->n_words + 1, sizeof *words);
+  if (!words || (chunk == n && n == life->n_chunks)) {
+    alloc_free(words);
+    return -ENOMEM;
+  }
+  if (life->n_words)
+    memcpy(words, life->words, life->n_words * sizeof *words);
+  words[life->n_words] = *word;
+  words[life->n_words].chunk = chunk;
+  life->chunks[chunk].mask |= mask_of(word);
+  see(life, &words[life->n_words], load(word->memory, word->size));
+  alloc_free(life->words);
+  life->words = words;
+  life->n_words++;
+  return 0;
 }
 
 int life_watch(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size) {
   struct life *life = life_of(handle);
-  int err = 0;
+  int err;
   pthread_mutex_lock(&life->device->lock);
   unsigned char *memory = place(life, bar, offset, size);
-  struct word *words = memory ? alloc_array(life->n_words + 1, sizeof *words) : NULL;
-  if (!memory)
-    err = -ECANCELED;
-  else if (!words)
-    err = -ENOMEM;
-  else {
-    for (size_t i = 0; i < life->n_words; i++)
-      words[i] = life->words[i];
-    words[life->n_words] = (struct word){
-        .memory = memory, .offset = offset, .bar = bar, .size = size, .seen = load(memory, size)};
-    alloc_free(life->words);
-    life->words = words;
-    life->n_words++;
-  }
+  err = memory ? add_word(life, &(struct word){.memory = memory,
+                                               .offset = offset,
+                                               .bar = bar,
+                                               .size = size})
+               : -ECANCELED;
   pthread_mutex_unlock(&life->device->lock);
   return err;
 }
@@ -139,7 +195,7 @@ void life_store(struct iommufs_device *handle, unsigned bar, uint64_t offset, un
     struct word *word = find_word(life, bar, offset, size);
     uint64_t before = exchange(memory, size, value);
     if (word)
-      take_store(word, before, value);
+      take_store(life, word, before, value);
   }
   pthread_mutex_unlock(&life->device->lock);
 }
@@ -186,6 +242,7 @@ static void work(struct life *life) {
     life->woken = 0;
     pthread_mutex_unlock(&device->lock);
     busy |= device->model->poll(life->state) != 0;
+    device_dma_rest(life);
     pthread_mutex_lock(&device->lock);
     if (busy && !device->n_visitors) {
       last_work = 0;
@@ -206,6 +263,7 @@ static void discard(struct life *life) {
     iofs_route_put(life->route);
   pthread_cond_destroy(&life->wake);
   alloc_free(life->words);
+  alloc_free(life->chunks);
   alloc_free(life);
 }
 
@@ -216,15 +274,17 @@ static void *run(void *life_) {
   work(life);
   pthread_mutex_unlock(&device->lock);
   device->model->end(life->state);
+  device_dma_rest(life);
   pthread_mutex_lock(&device->lock);
-  if (life->finished) {
+  if (life->finished) { /* who waits has the device, and frees the life */
     *life->finished = 1;
+    device_put(device);
     pthread_cond_broadcast(&life->wake);
-    pthread_mutex_unlock(&device->lock); /* who waits frees it */
-  } else {
     pthread_mutex_unlock(&device->lock);
-    discard(life);
+    return NULL;
   }
+  pthread_mutex_unlock(&device->lock);
+  discard(life);
   device_put(device);
   return NULL;
 }

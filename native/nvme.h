@@ -240,6 +240,7 @@ struct nvme_ctrl {
   int ready;
   unsigned page_lg2;
   int io_queues_made;
+  uint32_t last_sq; /* there is none with a greater id */
   struct nvme_sq *sqs; /* by id, 0: admin */
   struct nvme_cq *cqs;
   struct nvme_features features;

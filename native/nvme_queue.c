@@ -227,10 +227,13 @@ int nvme_queues_poll(struct nvme_ctrl *ctrl) {
   if (!ctrl->ready)
     return 0;
   take_doorbells(ctrl);
-  for (unsigned i = 0; i <= ctrl->nvme->max_queues && !interrupted(ctrl); i++) {
+  for (unsigned i = 0; i <= ctrl->last_sq; i++) {
     const struct nvme_sq *sq = &ctrl->sqs[i];
-    if (sq->used && sq->head != sq->tail)
-      n += serve(ctrl, (uint16_t)i);
+    if (sq->head == sq->tail)
+      continue;
+    if (interrupted(ctrl))
+      break;
+    n += serve(ctrl, (uint16_t)i);
   }
   if (ctrl->delayed && ctrl->ready)
     n += nvme_complete_delayed(ctrl);
@@ -243,6 +246,7 @@ void nvme_queues_drop(struct nvme_ctrl *ctrl) {
   memset(ctrl->sqs, 0, (ctrl->nvme->max_queues + 1) * sizeof *ctrl->sqs);
   memset(ctrl->cqs, 0, (ctrl->nvme->max_queues + 1) * sizeof *ctrl->cqs);
   ctrl->io_queues_made = 0;
+  ctrl->last_sq = 0;
 }
 
 static void make_cq(struct nvme_cq *cq, uint64_t base, uint32_t size, int interrupts,
@@ -311,6 +315,8 @@ uint16_t nvme_create_sq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   ctrl->sqs[id] = (struct nvme_sq){
       .base = cmd->prp1, .size = (cmd->cdw10 >> 16) + 1, .cqid = cqid, .used = 1};
   ctrl->cqs[cqid].n_sqs++;
+  if (id > ctrl->last_sq)
+    ctrl->last_sq = id;
   nvme_clear_doorbell(ctrl, 2 * id);
   return 0;
 }

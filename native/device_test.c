@@ -1,0 +1,357 @@
+/* Models in C: lives, stores of clients, interrupts, DMA that comes to an end with its route. */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "device_host.h"
+#include "test.h"
+
+#define BASE 0x100000u
+
+/* ---- a model that copies BASE to BASE + 4096 as often as it is told to, and counts -------------- */
+
+static unsigned char bar[4096] __attribute__((aligned(4096)));
+static _Atomic int n_models, n_lives, n_polls, n_copies, last_error;
+static _Atomic uint32_t wanted;
+
+struct state {
+  struct iommufs_device *device;
+  uint32_t sum;
+};
+
+static void *create(const char *const *options, char *error, size_t size) {
+  if (options[0] && !strcmp(options[0], "fail=1")) {
+    snprintf(error, size, "told to fail");
+    return NULL;
+  }
+  n_models++;
+  return &n_models;
+}
+
+static void destroy(void *model) {
+  (void)model;
+  n_models--;
+}
+
+static void *start(void *model, struct iommufs_device *device) {
+  struct state *state = calloc(1, sizeof *state);
+  (void)model;
+  state->device = device;
+  n_lives++;
+  for (unsigned i = 0; i < 16; i++)
+    iommufs_store(device, 0, 4 * i, 4, 0);
+  CHECK_EQ(iommufs_watch(device, 0, 0, 4), 0); /* a number to add up */
+  CHECK_EQ(iommufs_watch(device, 0, 8, 8), 0); /* likewise */
+  CHECK_EQ(iommufs_watch(device, 0, 16, 4), 0); /* do it */
+  return state;
+}
+
+static void end(void *state) {
+  n_lives--;
+  free(state);
+}
+
+/* The word at 4 shows the sum; a store to 16 sends a message and toggles the line. */
+static void write_word(void *state_, unsigned b, uint64_t offset, unsigned size, uint64_t value) {
+  struct state *state = state_;
+  (void)size;
+  CHECK_EQ(b, 0);
+  if (offset == 0 || offset == 8) {
+    state->sum += (uint32_t)value;
+    iommufs_store(state->device, 0, 4, 4, state->sum);
+    iommufs_store(state->device, 0, offset, offset ? 8 : 4, 0);
+  } else if (offset == 16) {
+    wanted = (uint32_t)value;
+    iommufs_message(state->device, 3);
+    iommufs_line(state->device, value & 1);
+    iommufs_report(state->device, "seen");
+  }
+}
+
+static int poll_model(void *state_) {
+  struct state *state = state_;
+  unsigned char data[64];
+  n_polls++;
+  if (!wanted)
+    return 0;
+  int err = iommufs_dma_read(state->device, BASE, data, sizeof data);
+  if (!err)
+    err = iommufs_dma_write(state->device, BASE + 4096, data, sizeof data);
+  last_error = err;
+  n_copies++;
+  return 1;
+}
+
+static const struct iommufs_model model = {
+    .abi = IOMMUFS_DEVICE_ABI,
+    .create = create,
+    .destroy = destroy,
+    .start = start,
+    .end = end,
+    .write = write_word,
+    .poll = poll_model,
+};
+
+/* ---- around it --------------------------------------------------------------------------------- */
+
+struct scene {
+  struct iofs_device *device;
+  struct iofs_refused *refused;
+  struct iofs_route *route;
+  struct iofs_iopt *iopt;
+  struct iofs_domain *domain;
+  unsigned char *memory;
+};
+
+/* As iofs_device_new() does, with our own model in place of a built-in one. */
+static struct iofs_device *make(struct iofs_refused *refused) {
+  struct iofs_device *device;
+  char error[64];
+  static const char *const options[] = {"queues=1", NULL};
+  CHECK_EQ(iofs_device_new(NULL, "nvme", options, 7, refused, error, sizeof error, &device), 0);
+  device->model->destroy(device->instance);
+  device->model = &model;
+  device->instance = create(options + 1, error, sizeof error);
+  return device;
+}
+
+static void set_up(struct scene *scene) {
+  struct iofs_domain_config config = {.aperture_last = (1ull << 48) - 1,
+                                      .pgsize_bitmap = 0x40201000,
+                                      .format = IOFS_PT_VTD};
+  struct iofs_charge charge = {.mode = IOFS_CHARGE_NONE};
+  struct iofs_mm *mm;
+  uint64_t iova = BASE;
+  memset(scene, 0, sizeof *scene);
+  memset(bar, 0, sizeof bar);
+  wanted = 0;
+  scene->memory = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  memset(scene->memory, 5, 64);
+  CHECK_EQ(iofs_refused_new(7, &scene->refused), 0);
+  scene->device = make(scene->refused);
+  scene->route = iofs_route_new();
+  scene->iopt = iofs_iopt_new();
+  CHECK_EQ(iofs_domain_new(&config, &scene->domain), 0);
+  CHECK_EQ(iofs_iopt_add_domain(scene->iopt, scene->domain), 0);
+  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_iopt_map_user(scene->iopt, mm, &charge, (uintptr_t)scene->memory, 8192,
+                              IOFS_READ | IOFS_WRITE, 1, &iova),
+           0);
+  iofs_mm_put(mm);
+  iofs_route_set(scene->route, scene->domain);
+  iofs_device_set_bar(scene->device, 0, bar, sizeof bar);
+  iofs_device_set_route(scene->device, scene->route);
+  iofs_device_set_bus_master(scene->device, 1);
+}
+
+static void tear_down(struct scene *scene) {
+  wanted = 0;
+  iofs_device_free(scene->device);
+  iofs_refused_free(scene->refused);
+  iofs_route_put(scene->route);
+  iofs_iopt_remove_domain(scene->iopt, scene->domain);
+  iofs_domain_put(scene->domain);
+  iofs_iopt_free(scene->iopt);
+  munmap(scene->memory, 8192);
+  CHECK_EQ(n_models, 0);
+  CHECK_EQ(n_lives, 0);
+}
+
+static void wait_for(int (*condition)(const void *), const void *what) {
+  time_t end = time(NULL) + 20;
+  while (!condition(what)) {
+    CHECK(time(NULL) < end);
+    sched_yield();
+  }
+}
+
+static int more_copies(const void *n) { return n_copies > *(const int *)n; }
+
+static void wait_for_copies(void) {
+  int before = n_copies + 1;
+  wait_for(more_copies, &before);
+}
+
+static uint32_t sum(void) { return __atomic_load_n((uint32_t *)(bar + 4), __ATOMIC_ACQUIRE); }
+
+static int sum_is(const void *value) { return sum() == *(const uint32_t *)value; }
+
+/* ---- tests ------------------------------------------------------------------------------------- */
+
+static void a_life_begins_and_ends(void) {
+  struct scene scene;
+  set_up(&scene);
+  CHECK_EQ(n_lives, 0);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  CHECK_EQ(n_lives, 1);
+  CHECK_EQ(iofs_device_start(scene.device), 0); /* a reset */
+  CHECK_EQ(n_lives, 1);
+  iofs_device_stop(scene.device);
+  CHECK_EQ(n_lives, 0);
+  iofs_device_stop(scene.device);
+  iofs_device_write(scene.device, 0, 0, 4, 1); /* nobody hears it */
+  CHECK_EQ(iofs_device_read(scene.device, 0, 4, 4), 0);
+  tear_down(&scene);
+}
+
+static void what_cannot_be_made_says_why(void) {
+  static const char *const none[] = {NULL}, *const bad[] = {"what=1", NULL};
+  struct iofs_device *device;
+  char error[64];
+  CHECK_EQ(iofs_device_new(NULL, "none", none, 1, NULL, error, sizeof error, &device), -EINVAL);
+  CHECK(strstr(error, "no model none"));
+  CHECK_EQ(iofs_device_new("/no/such.so", "x", none, 1, NULL, error, sizeof error, &device),
+           -EINVAL);
+  CHECK(strstr(error, "/no/such.so"));
+  CHECK_EQ(iofs_device_new(NULL, "nvme", bad, 1, NULL, error, sizeof error, &device), -EINVAL);
+  CHECK(strstr(error, "what=1"));
+}
+
+static void stores_and_writes_add_up(void) {
+  struct scene scene;
+  uint32_t expected = 0;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (uint32_t i = 1; i < 2000; i++) {
+    /* The model puts 0 there again: a store before that is not lost, though it may meet another. */
+    if (i % 3)
+      __atomic_store_n((uint32_t *)bar, i, __ATOMIC_RELEASE);
+    else
+      __atomic_store_n((uint64_t *)(bar + 8), i, __ATOMIC_RELEASE);
+    expected += i;
+    wait_for(sum_is, &expected);
+    iofs_device_write(scene.device, 0, 0, 4, 1);
+    CHECK_EQ(sum(), ++expected);
+    CHECK_EQ(iofs_device_read(scene.device, 0, 4, 4), expected);
+  }
+  tear_down(&scene);
+}
+
+static void a_read_comes_after_the_stores_before_it(void) {
+  struct scene scene;
+  uint32_t expected = 0;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (uint32_t i = 1; i < 2000; i++) {
+    __atomic_store_n((uint32_t *)bar, i, __ATOMIC_RELEASE);
+    expected += i;
+    CHECK_EQ(iofs_device_read(scene.device, 0, 4, 4), expected);
+  }
+  tear_down(&scene);
+}
+
+static void messages_reach_their_eventfd_if_they_may(void) {
+  struct scene scene;
+  eventfd_t value;
+  int fd = eventfd(0, EFD_NONBLOCK);
+  set_up(&scene);
+  CHECK_EQ(iofs_device_set_vector(scene.device, 3, fd), 0);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  iofs_device_write(scene.device, 0, 16, 4, 0); /* they are off */
+  CHECK(eventfd_read(fd, &value));
+  iofs_device_set_messages(scene.device, IOFS_MESSAGES_DIRECT);
+  iofs_device_write(scene.device, 0, 16, 4, 0);
+  CHECK(!eventfd_read(fd, &value) && value == 1);
+  iofs_device_set_bus_master(scene.device, 0);
+  iofs_device_write(scene.device, 0, 16, 4, 0);
+  CHECK(eventfd_read(fd, &value));
+  iofs_device_set_bus_master(scene.device, 1);
+  CHECK_EQ(iofs_device_set_vector(scene.device, 3, -1), 0);
+  iofs_device_write(scene.device, 0, 16, 4, 0);
+  CHECK(eventfd_read(fd, &value));
+  close(fd);
+  tear_down(&scene);
+}
+
+static void python_hears_of_the_line_of_held_messages_and_of_reports(void) {
+  struct iofs_device_event event;
+  struct scene scene;
+  set_up(&scene);
+  iofs_device_set_messages(scene.device, IOFS_MESSAGES_BY_EVENT);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  iofs_device_write(scene.device, 0, 16, 4, 1);
+  iofs_device_write(scene.device, 0, 16, 4, 1);
+  CHECK(iofs_device_next_event(&event));
+  CHECK(event.kind == IOFS_DEVICE_LINE && event.cookie == 7 && iofs_device_line(scene.device));
+  CHECK(iofs_device_next_event(&event) && event.kind == IOFS_DEVICE_MESSAGE && event.vector == 3);
+  CHECK(iofs_device_next_event(&event) && event.kind == IOFS_DEVICE_REPORT && event.n_lost == 1);
+  CHECK(!strcmp(event.text, "seen"));
+  CHECK(!iofs_device_next_event(&event));
+  iofs_device_write(scene.device, 0, 16, 4, 0);
+  CHECK(iofs_device_next_event(&event) && !iofs_device_line(scene.device));
+  tear_down(&scene); /* with events that nobody fetched */
+  CHECK(!iofs_device_next_event(&event));
+}
+
+static void dma_goes_where_the_route_goes(void) {
+  struct iofs_refusals refusals;
+  struct scene scene;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  iofs_device_write(scene.device, 0, 16, 4, 1);
+  wait_for_copies();
+  CHECK(last_error == 0 && scene.memory[4096 + 63] == 5);
+  iofs_device_set_bus_master(scene.device, 0);
+  wait_for_copies();
+  CHECK_EQ(last_error, -EFAULT);
+  CHECK(iofs_refused_next(&refusals) && refusals.reason == IOFS_DMA_NO_MASTER);
+  iofs_device_set_bus_master(scene.device, 1);
+  iofs_route_set(scene.route, NULL);
+  while (iofs_refused_next(&refusals))
+    ;
+  wait_for_copies();
+  CHECK_EQ(last_error, -EFAULT);
+  CHECK(iofs_refused_next(&refusals) && refusals.reason == IOFS_DMA_DETACHED);
+  tear_down(&scene);
+}
+
+/* What a client does in the middle of DMA: when it is told that it is done, the memory is quiet. */
+static void nothing_lands_after_a_detach_an_unmap_or_a_reset(void) {
+  struct scene scene;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (int i = 0; i < 300; i++) {
+    iofs_device_write(scene.device, 0, 16, 4, 1);
+    wait_for_copies();
+    if (i % 2)
+      iofs_route_set(scene.route, NULL);
+    else
+      CHECK_EQ(iofs_device_start(scene.device), 0);
+    wanted &= i % 2;
+    memset(scene.memory + 4096, 1, 64);
+    if (i % 2)
+      wait_for_copies();
+    for (int at = 0; at < 64; at++)
+      CHECK_EQ(scene.memory[4096 + at], 1);
+    iofs_route_set(scene.route, scene.domain);
+  }
+  tear_down(&scene);
+}
+
+static void an_idle_device_rests(void) {
+  struct scene scene;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  const struct timespec while_idle = {0, 300000000}; /* rest is what the test is about */
+  nanosleep(&while_idle, NULL);
+  int before = n_polls;
+  nanosleep(&while_idle, NULL);
+  CHECK(n_polls - before < 100);
+  tear_down(&scene);
+}
+
+int main(void) {
+  RUN(a_life_begins_and_ends);
+  RUN(what_cannot_be_made_says_why);
+  RUN(stores_and_writes_add_up);
+  RUN(a_read_comes_after_the_stores_before_it);
+  RUN(messages_reach_their_eventfd_if_they_may);
+  RUN(python_hears_of_the_line_of_held_messages_and_of_reports);
+  RUN(dma_goes_where_the_route_goes);
+  RUN(nothing_lands_after_a_detach_an_unmap_or_a_reset);
+  RUN(an_idle_device_rests);
+  return 0;
+}
