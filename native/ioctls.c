@@ -3,6 +3,7 @@
  *
  * HELD: a reader is in the client's memory, or carries it out; READY: Python may take it; TAKEN:
  * Python has it. GONE: the caller was signalled while a reader held it, and has its answer.
+ * LENT: not an ioctl, but a write that pyfuse3 has.
  * An ioctl is handed out only after every RELEASE that arrived before it is answered, because
  * close(2) returns before its RELEASE is handled and the client may rely on its effect.
  */
@@ -17,7 +18,7 @@
 #include "iommufs.h"
 #include "transport.h"
 
-enum state { HELD, READY, TAKEN, GONE };
+enum state { HELD, READY, TAKEN, GONE, LENT };
 
 struct pending {
   struct pending *next, **from; /* the pointer to it */
@@ -73,10 +74,11 @@ void iofs_ioctls_close(void) {
   pthread_mutex_unlock(&lock);
 }
 
-struct pending *iofs_ioctls_add(uint64_t unique, int tid) {
+static struct pending *add(uint64_t unique, int tid, enum state state) {
   struct pending *entry = calloc(1, sizeof *entry);
   if (!entry)
     return NULL;
+  entry->state = state;
   entry->ioctl.unique = unique;
   entry->ioctl.tid = tid;
   pthread_mutex_lock(&lock);
@@ -87,6 +89,10 @@ struct pending *iofs_ioctls_add(uint64_t unique, int tid) {
   pthread_mutex_unlock(&lock);
   return entry;
 }
+
+struct pending *iofs_ioctls_add(uint64_t unique, int tid) { return add(unique, tid, HELD); }
+
+int iofs_ioctls_lend(uint64_t unique, int tid) { return !!add(unique, tid, LENT); }
 
 int iofs_ioctls_is_due(const struct pending *entry) {
   pthread_mutex_lock(&lock);
@@ -194,23 +200,30 @@ static struct pending *find_dying(size_t *n_signalled) {
   return NULL;
 }
 
+/* The state that the next one was in, the lock not held; GONE: there is none. */
+static enum state take_dying(size_t *n_signalled, uint64_t *unique) {
+  pthread_mutex_lock(&lock);
+  struct pending *entry = find_dying(n_signalled);
+  enum state state = entry ? entry->state : GONE;
+  *unique = entry ? entry->ioctl.unique : 0;
+  if (state == HELD) { /* its reader frees it */
+    entry->state = GONE;
+    unlink_entry(entry);
+  } else if (state == LENT) {
+    drop(entry);
+  } else if (entry) {
+    entry->signalled = 0;
+  }
+  pthread_mutex_unlock(&lock);
+  return state;
+}
+
 uint64_t iofs_transport_next_dying(size_t *n_signalled) {
-  uint64_t unique = 0;
-  int held;
-  do {
-    pthread_mutex_lock(&lock);
-    struct pending *entry = find_dying(n_signalled);
-    unique = entry ? entry->ioctl.unique : 0;
-    held = entry && entry->state == HELD;
-    if (held) { /* its reader frees it */
-      entry->state = GONE;
-      unlink_entry(entry);
-    } else if (entry) {
-      entry->signalled = 0;
-    }
-    pthread_mutex_unlock(&lock);
-    if (held)
-      iofs_answer(unique, -EINTR, NULL, 0);
-  } while (held);
-  return unique;
+  uint64_t unique;
+  for (;;) {
+    enum state state = take_dying(n_signalled, &unique);
+    if (state != HELD && state != LENT)
+      return unique;
+    iofs_answer(unique, -EINTR, NULL, 0);
+  }
 }

@@ -493,6 +493,7 @@ int iofs_transport_answer_ioctl(uint64_t unique, int32_t result);
 /* From now on an open of this node is answered with a backing file: mmap goes there. fd stays the
  * caller's. EOPNOTSUPP without passthrough. */
 int iofs_transport_set_backing(uint64_t nodeid, int fd);
+void iofs_transport_drop_backing(uint64_t nodeid); /* the node is no more */
 /* Known once the kernel has introduced itself, with the first request. */
 int iofs_transport_has_passthrough(void);
 /* Where the right to that is missing, mmap of a file of ours maps its page cache (keeper.c). */
@@ -606,6 +607,9 @@ int iofs_notice_stat(const struct iofs_notice *notice, const struct iofs_look *l
  * without it; the kernel hears nothing of an inode with it when it reads a directory.
  */
 #define IOFS_LOOK (1ull << 62)
+/* An attribute that can be written has this one: a write may wait, others write meanwhile, and a
+ * caller that is killed waits no longer. */
+#define IOFS_ATTRIBUTE (1ull << 61)
 
 /* Whether a thread that waits for us looks up a path for its attributes, and not to open it. */
 int iofs_client_looks_at_path(int tid);

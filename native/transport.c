@@ -49,12 +49,6 @@ struct watched {
   uint32_t opcode;
 };
 
-struct backing {
-  struct backing *next;
-  uint64_t nodeid;
-  int32_t id;
-};
-
 _Atomic uint64_t iofs_live_requests;
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
@@ -73,7 +67,6 @@ static struct {
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
 static struct watched *watched;
-static struct backing *backings;
 
 static void *reader(void *unused);
 
@@ -125,44 +118,19 @@ static void patch_init(struct iofs_init_out *out) {
     out->minor = kernel_minor < 40 ? kernel_minor : 40;
 }
 
-static void patch_open(struct iofs_open_out *out, uint64_t nodeid) {
-  pthread_mutex_lock(&lock);
-  for (struct backing *backing = backings; backing; backing = backing->next)
-    if (backing->nodeid == nodeid) {
-      out->open_flags = FOPEN_DIRECT_IO | IOFS_FOPEN_PASSTHROUGH;
-      out->backing_id = backing->id;
-      break;
-    }
-  pthread_mutex_unlock(&lock);
-}
-
-/* The number of an inode that only has a look of another is not for clients. */
-static void patch_entry(struct fuse_entry_out *out) { out->attr.ino &= ~IOFS_LOOK; }
-
-/* Nor is it worth an inode: a type is all that a directory tells of its entries. */
-static void patch_directory(uint8_t *bytes, size_t length) {
-  for (size_t at = 0; at + FUSE_NAME_OFFSET_DIRENTPLUS <= length;) {
-    struct fuse_direntplus *entry = (void *)(bytes + at);
-    if (entry->entry_out.nodeid & IOFS_LOOK) {
-      entry->entry_out.nodeid = 0;
-      entry->dirent.ino &= ~IOFS_LOOK;
-    }
-    at += FUSE_DIRENTPLUS_SIZE(entry);
-  }
-}
-
 /* What is in a body of another size than this, we have not asked for. */
 static void patch(const struct watched *request, void *body, size_t length) {
   if (request->opcode == FUSE_INIT && length == sizeof(struct iofs_init_out))
     patch_init(body);
-  else if (request->opcode == FUSE_OPEN && length == sizeof(struct iofs_open_out))
-    patch_open(body, request->nodeid);
-  else if (request->opcode == FUSE_LOOKUP && length == sizeof(struct fuse_entry_out))
-    patch_entry(body);
-  else if (request->opcode == FUSE_GETATTR && length == sizeof(struct fuse_attr_out))
-    ((struct fuse_attr_out *)body)->attr.ino &= ~IOFS_LOOK;
-  else if (request->opcode == FUSE_READDIRPLUS)
-    patch_directory(body, length);
+  else
+    iofs_patch(request->opcode, request->nodeid, body, length);
+}
+
+static ssize_t length_of(const struct iovec *iov, int count) {
+  ssize_t length = 0;
+  while (count--)
+    length += iov[count].iov_len;
+  return length;
 }
 
 /* An answer of libfuse's on its way to the kernel. A notification has unique 0. */
@@ -174,6 +142,10 @@ ssize_t iofs_session_writev(int fd, struct iovec *iov, int count, void *unused) 
   pthread_mutex_lock(&lock);
   struct watched *request = unique ? take_watched(unique) : NULL;
   pthread_mutex_unlock(&lock);
+  if (request && request->opcode == FUSE_WRITE && !iofs_ioctls_remove(unique)) {
+    free(request); /* its caller has been let go */
+    return length_of(iov, count);
+  }
   if (request && !header->error && count == 2)
     patch(request, iov[1].iov_base, iov[1].iov_len); /* libfuse's own memory, until we return */
   if (unique)
@@ -390,8 +362,9 @@ static void handle(struct fuse_in_header *in, size_t length) {
   } identity = {{0}, 0};
 
   switch (in->opcode) {
-  case FUSE_FORGET: /* inodes live as long as the mount; no answer is expected */
+  case FUSE_FORGET: /* no answer is expected */
   case FUSE_BATCH_FORGET:
+    forward(in, length);
     return;
   case FUSE_INTERRUPT:
     iofs_ioctls_signalled(((const struct fuse_interrupt_in *)(in + 1))->unique);
@@ -425,8 +398,15 @@ static void handle(struct fuse_in_header *in, size_t length) {
   case FUSE_RELEASE:
   case FUSE_LOOKUP:
   case FUSE_GETATTR:
+  case FUSE_SETATTR:
   case FUSE_READDIRPLUS:
     forward_watched(in, length);
+    return;
+  case FUSE_WRITE: /* an attribute's may wait for as long as others like */
+    if (in->nodeid & IOFS_ATTRIBUTE && iofs_ioctls_lend(in->unique, in->pid))
+      forward_watched(in, length);
+    else
+      forward(in, length);
     return;
   case FUSE_READ:
     if (!finish_read(in))
@@ -568,11 +548,7 @@ static void drop_queues(void) {
   messages_tail = &messages;
   while (watched)
     free(take_watched(watched->unique));
-  while (backings) {
-    struct backing *backing = backings;
-    backings = backing->next;
-    free(backing);
-  }
+  iofs_patch_drop_all();
   iofs_live_requests = 0;
 }
 
@@ -607,21 +583,7 @@ int iofs_transport_share(uint64_t nodeid, int fd, const uint64_t (*parts)[2], si
 
 
 int iofs_transport_set_backing(uint64_t nodeid, int fd) {
-  struct iofs_backing_map map = {.fd = fd};
-  if (!passthrough)
-    return -EOPNOTSUPP;
-  struct backing *backing = malloc(sizeof *backing);
-  if (!backing)
-    return -ENOMEM;
-  int id = ioctl(fuse_fd, IOFS_BACKING_OPEN, &map);
-  if (id < 0) {
-    id = -errno;
-    free(backing);
-    return id;
-  }
-  pthread_mutex_lock(&lock);
-  *backing = (struct backing){backings, nodeid, id};
-  backings = backing;
-  pthread_mutex_unlock(&lock);
-  return 0;
+  return passthrough ? iofs_patch_set_backing(fuse_fd, nodeid, fd) : -EOPNOTSUPP;
 }
+
+void iofs_transport_drop_backing(uint64_t nodeid) { iofs_patch_drop_backing(fuse_fd, nodeid); }

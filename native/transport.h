@@ -36,6 +36,12 @@ int mount_may_pass_through(void);
 int iofs_side_start(void);
 void iofs_side_stop(void);
 
+/* patch.c: what goes into libfuse's answers about a node. */
+void iofs_patch(uint32_t opcode, uint64_t nodeid, void *body, size_t length);
+int iofs_patch_set_backing(int fuse_fd, uint64_t nodeid, int fd);
+void iofs_patch_drop_backing(int fuse_fd, uint64_t nodeid);
+void iofs_patch_drop_all(void);
+
 /* ioctls.c: the ioctls that wait. A reader holds the one it is working on. */
 struct pending;
 int iofs_ioctls_open(void);
@@ -48,6 +54,9 @@ int iofs_ioctls_finish(struct pending *pending);
 int iofs_ioctls_is_due(const struct pending *pending); /* each RELEASE before it is answered */
 int iofs_ioctls_remove(uint64_t unique); /* 1 if it was there */
 void iofs_ioctls_signalled(uint64_t unique); /* its caller was */
+/* A write that pyfuse3 carries out: 1 if it is remembered until iofs_ioctls_remove(). A caller that
+ * dies meanwhile has its answer, and it is not there any more. */
+int iofs_ioctls_lend(uint64_t unique, int tid);
 int iofs_ioctls_all_released(void);
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);

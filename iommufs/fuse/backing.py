@@ -47,6 +47,12 @@ class Backings:
         except UapiError as error:
             log.warning("BARs cannot be mapped", reason=str(error))
 
+    def drop(self, inode: int) -> None:
+        """A node that is no more."""
+        if inode in self._told and not lib.iofs_transport_has_page_cache():
+            self._told.remove(inode)
+            lib.iofs_transport_drop_backing(inode)
+
     def _pass_through(self, inode: int, backing: int) -> None:
         if inode not in self._told:
             self._told.add(inode)

@@ -12,7 +12,8 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyfuse3
@@ -21,86 +22,22 @@ import structlog
 from iommufs._native import lib
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
+from iommufs.fuse.attributes import OpenAttribute, OpenBinary, PlainFile, check_access
 from iommufs.fuse.backing import Backings
-from iommufs.fuse.nodes import ATTRIBUTE_SIZE, BinaryFile, DeviceNode, Dir, Link, Node, TextFile
-from iommufs.limits import DEFAULT_POLLMASK
+from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
 
 log = structlog.get_logger(__name__)
 
 # Added to the number of a device node: the inode that has its look and cannot be opened. The kernel
 # keeps an inode's type, and opens no file of ours that is not a regular one; attributes that are
 # asked for by a path come from this one. Its st_ino is the node's (native/transport.c).
-LOOK = lib.IOFS_LOOK
+LOOK, ATTRIBUTE = lib.IOFS_LOOK, lib.IOFS_ATTRIBUTE
+# Of so many nodes, those that are gone and that the kernel never asked for again are dropped.
+SWEEP = 1024
 
 # One directory whose files are made by us, for us: see Operations.publish.
 ANONYMOUS = ".files"
 READ_WRITE = 0o600
-
-
-def _check_there(node: TextFile | BinaryFile) -> None:
-    if node.gone:
-        raise UapiError(errno.ENODEV, "what it was an attribute of is gone")
-
-
-class OpenAttribute:
-    """One open of a TextFile: the content as it was when reading began."""
-
-    def __init__(self, node: TextFile) -> None:
-        self._node = node
-        self._content: bytes | None = None
-
-    async def read(self, offset: int, size: int) -> bytes:
-        _check_there(self._node)
-        if self._node.read is None:
-            raise UapiError(errno.EIO, "a write-only attribute")
-        if offset == 0 or self._content is None:
-            self._content = self._node.read()
-        return self._content[offset : offset + size]
-
-    async def write(self, offset: int, data: bytes) -> int:
-        _check_there(self._node)
-        if self._node.write is None:
-            raise UapiError(errno.EIO, "a read-only attribute")
-        data = data[:ATTRIBUTE_SIZE]
-        result = self._node.write(data)
-        if result is not None:
-            await result
-        return len(data)
-
-
-class OpenBinary:
-    """One open of a BinaryFile."""
-
-    def __init__(self, node: BinaryFile) -> None:
-        self._node = node
-
-    async def read(self, offset: int, size: int) -> bytes:
-        _check_there(self._node)
-        if self._node.read is None:
-            raise UapiError(errno.EIO, "a write-only file")
-        return self._node.read(offset, size)
-
-    async def write(self, offset: int, data: bytes) -> int:
-        _check_there(self._node)
-        if self._node.write is None:
-            raise UapiError(errno.EIO, "a read-only file")
-        return self._node.write(offset, data)
-
-
-class _PlainFile:
-    """What the open files of attributes lack to be open files: no ioctls, always ready."""
-
-    table = None
-    can_seek = True
-
-    def __init__(self, inner: OpenAttribute | OpenBinary) -> None:
-        self.read, self.write = inner.read, inner.write
-
-    def poll(self) -> int:
-        return DEFAULT_POLLMASK
-
-    def release(self) -> None:
-        pass
 
 
 def _handler(function: Callable) -> Callable:
@@ -126,15 +63,6 @@ def _is_ours(ctx: Any) -> bool:
     return os.path.exists(f"/proc/self/task/{ctx.pid}")
 
 
-def _check_access(node: TextFile | BinaryFile, flags: int) -> None:
-    """EACCES, even for root, for what the mode of an attribute gives nobody (kernfs_fop_open())."""
-    access = flags & os.O_ACCMODE
-    if access != os.O_RDONLY and not node.mode & 0o222:
-        raise UapiError(errno.EACCES, "nobody can write it")
-    if access != os.O_WRONLY and not node.mode & 0o444:
-        raise UapiError(errno.EACCES, "nobody can read it")
-
-
 class Operations(pyfuse3.Operations):
     """Serves one tree; `files` holds what is open of it, by fh.
 
@@ -153,6 +81,7 @@ class Operations(pyfuse3.Operations):
         self._nodes: dict[int, Node] = {pyfuse3.ROOT_INODE: root}
         self._last_number = pyfuse3.ROOT_INODE
         self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
+        self._lookups: Counter[int] = Counter()  # how often the kernel has been told of a number
         self._published: dict[str, Any] = {}
         self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
         self._anonymous = Dir(mode=0o700)
@@ -164,14 +93,39 @@ class Operations(pyfuse3.Operations):
         number = self._numbers.get(node)
         if number is None:
             self._last_number += 1
-            number = self._numbers[node] = self._last_number
+            number = self._last_number
+            if isinstance(node, TextFile) and node.write is not None:
+                number |= ATTRIBUTE
+            self._numbers[node] = number
             self._nodes[number] = node
+            if self._last_number % SWEEP == 0:
+                self._sweep()
         return number
 
     def _forget(self, number: int | None) -> None:
         """A node that can be reached no more; its number is never another's."""
         if number is not None:
             del self._numbers[self._nodes.pop(number)]
+
+    def _sweep(self) -> None:
+        for number, node in list(self._nodes.items()):
+            if node.gone and not self._lookups[number]:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        """A node that is gone, and of which the kernel has forgotten."""
+        self._backings.drop(number)
+        self._forget(number)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel has no use for these any more, so many times."""
+        for inode, count in inode_list:
+            number = inode & ~LOOK
+            self._lookups[number] -= count
+            if self._lookups[number] <= 0:
+                del self._lookups[number]
+                if number in self._nodes and self._nodes[number].gone:
+                    self._drop(number)
 
     def _node(self, number: int) -> Node:
         try:
@@ -291,6 +245,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         if parent == pyfuse3.ROOT_INODE and name == ANONYMOUS.encode() and _is_ours(ctx):
+            self._lookups[self._numbers[self._anonymous]] += 1
             return self._attributes(self._numbers[self._anonymous])
         directory, text = self._directory(parent), os.fsdecode(name)
         node = directory.find(text)
@@ -299,6 +254,7 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise UapiError(errno.ENOENT)
         number = self._number(node)
+        self._lookups[number] += 1
         if self._has_look(node) and lib.iofs_client_looks_at_path(ctx.pid):
             number |= LOOK
         return self._attributes(number)
@@ -328,10 +284,12 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: Any) -> None:
         names = self._directory(fh).listing()
         for position, (name, node) in enumerate(names[start:], start + 1):
+            number = self._number(node)
             look = LOOK if self._has_look(node) else 0
-            attributes = self._attributes(self._number(node) | look)
+            attributes = self._attributes(number | look)
             if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
                 break
+            self._lookups[number] += not look  # the transport keeps looks to itself
 
     @_handler
     async def releasedir(self, fh: int) -> None:
@@ -373,11 +331,11 @@ class Operations(pyfuse3.Operations):
                 open_file = node.open(flags)
                 await self._backings.prepare(inode, node)
             case TextFile():
-                _check_access(node, flags)
-                open_file = _PlainFile(OpenAttribute(node))
+                check_access(node, flags)
+                open_file = PlainFile(OpenAttribute(node))
             case BinaryFile():
-                _check_access(node, flags)
-                open_file = _PlainFile(OpenBinary(node))
+                check_access(node, flags)
+                open_file = PlainFile(OpenBinary(node))
             case _:
                 raise UapiError(errno.EISDIR)
         # A device with regions has positions; what has none is a stream. lseek() would not know it

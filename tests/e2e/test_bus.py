@@ -63,3 +63,15 @@ def test_lspci_prints_every_function_and_no_error():
     # It looks for the machine's modules, which may have none.
     errors = [line for line in result.stderr.splitlines() if "libkmod" not in line]
     assert (result.returncode, errors) == (0, [])
+
+
+def test_who_waits_for_a_device_keeps_nobody_else_and_can_be_killed():
+    result = run(sys.executable, DATA / "wait_unbind.py")
+    assert result.stdout.splitlines() == [
+        "signal that it survives: None None",
+        "another device: 0",
+        "killed: -9",
+        "bound again: ['vfio0']",
+        "who waits for itself can be killed: -9",
+    ]
+    assert (result.returncode, result.stderr) == (0, "")

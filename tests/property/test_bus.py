@@ -11,8 +11,8 @@ import trio.testing
 
 from iommufs import machine
 from iommufs.errors import UapiError
+from iommufs.fuse.attributes import OpenAttribute
 from iommufs.fuse.nodes import Dir, Link, lookup, walk
-from iommufs.fuse.operations import OpenAttribute
 from iommufs.iommufd.ctx import Ctx
 
 SEED = int(os.environ.get("SEED") or random.randrange(1 << 32))

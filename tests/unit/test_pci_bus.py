@@ -10,8 +10,8 @@ import trio.testing
 
 from iommufs import devices, machine
 from iommufs.errors import UapiError
+from iommufs.fuse.attributes import OpenAttribute
 from iommufs.fuse.nodes import TextFile, lookup, walk
-from iommufs.fuse.operations import OpenAttribute
 from iommufs.iommufd.ctx import Ctx
 from iommufs.vfio.bind import match_token
 from iommufs.vfio.irqs import REQ

@@ -12,8 +12,8 @@ import pytest
 
 from iommufs import machine
 from iommufs.errors import UapiError
+from iommufs.fuse.attributes import OpenAttribute
 from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, TextFile, lookup, walk
-from iommufs.fuse.operations import OpenAttribute
 
 FACTS = Path(__file__).parent / "data" / "sysfs.txt"
 
