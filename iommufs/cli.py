@@ -120,8 +120,13 @@ def mount(
         raise launcher.LaunchError(f"{directory}: not a directory")
     import trio
 
-    from iommufs import logs, machine, server, topology
+    from iommufs import logs, machine, server, topology, user_namespace
     from iommufs.connect import ConnectError, Host
+
+    if name is not None and not user_namespace.may_mount():
+        raise launcher.LaunchError(
+            "--name: only root can share a mount; `run --name` needs no root"
+        )
 
     logs.configure(log_level)
     try:

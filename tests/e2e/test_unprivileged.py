@@ -165,6 +165,29 @@ def test_a_user_mounts_with_fusermount3():
         os.rmdir(place)
 
 
+def test_a_user_cannot_share_a_mount_and_is_told_so():
+    status, out, err = run("user", *IOMMUFS, "mount", "--name", "mine", "/tmp")
+    assert (status, out) == (1, "")
+    assert err == "iommufs: --name: only root can share a mount; `run --name` needs no root\n"
+
+
+def test_nodes_look_like_devices_and_sys_can_be_written(python):
+    program = """
+import os, stat
+path = "/dev/vfio/devices/vfio0"
+device = os.open(path, os.O_RDWR)
+looks = os.stat(path), os.fstat(device)
+os.close(device)
+for found in looks:
+    print(stat.S_ISCHR(found.st_mode), found.st_uid == os.getuid(), found.st_rdev)
+with open("/sys/bus/pci/devices/0000:00:06.0/driver/unbind", "w") as file:
+    file.write("0000:00:06.0")
+print(os.path.exists(path))
+"""
+    rdev = os.makedev(251, 0)
+    assert python(program) == (0, f"True True {rdev}\nTrue True {rdev}\nFalse\n", "")
+
+
 def test_without_fusermount3_one_line_says_what_is_missing():
     status, out, err = run("user", "env", "PATH=/", *IOMMUFS, "mount", "/tmp")
     assert (status, out) == (1, "")
