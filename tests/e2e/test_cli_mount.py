@@ -56,6 +56,20 @@ def test_mount_serves_until_it_is_told_to_stop(directory, number):
     assert not is_mounted(directory)
 
 
+def test_a_mounted_machine_changes_through_its_sys(directory):
+    child = start_mount(directory)
+    vfio = directory / "sys/bus/pci/drivers/vfio-pci"
+    (vfio / "unbind").write_text("0000:00:06.0\n")
+    assert not (directory / "dev/vfio/devices/vfio0").exists()
+    assert not (directory / "dev/vfio/5").exists()
+    (vfio / "bind").write_text("0000:00:06.0\n")
+    assert (directory / "dev/vfio/devices/vfio0").exists()
+    with pytest.raises(OSError, match="busy"):
+        (vfio / "bind").write_text("0000:00:06.0\n")
+    child.terminate()
+    assert child.communicate(timeout=LONG) == ("", "")
+
+
 @pytest.mark.parametrize("kind", ["path", "abstract"])
 def test_a_service_manager_is_told_when_it_is_ready_and_when_it_stops(directory, tmp_path, kind):
     name = (
