@@ -3,11 +3,12 @@
 An open file answers `async read(offset, size)`, `async write(offset, data)`, `poll()`, `release()`
 and says in `table` which ioctls it knows. It may have `check_mmap(caller, fd, length, prot,
 offset)`, whose UapiError refuses a shared mapping under `iommufs run`, `watch_poll(notify)`, to be
-told once when poll() may answer differently, `fast`, what readers may answer, `can_seek`, without
-which lseek() is ESPIPE there, and `stays_while_mapped`, if a mapping keeps it open. One that an
-ioctl makes may have `access_mode` (O_RDWR without) and `stays_on_exec` for the descriptor that the
-client gets, and a `length`. Numbers are never reused, so a late request for a file that is gone
-finds nothing instead of another file.
+told once when poll() may answer differently, `fast`, what readers may answer, `can_seek`, if
+lseek() is the kernel's business there, `llseek(offset, whence)`, or else it is ESPIPE, and
+`stays_while_mapped`, if a mapping keeps it open. One that an ioctl makes may have `access_mode`
+(O_RDWR without) and `stays_on_exec` for the descriptor that the client gets, and a `length`.
+Numbers are never reused, so a late request for a file that is gone finds nothing instead of another
+file.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ async def result_of(node: DeviceNode | None, caller: Caller, notice: Any) -> int
         return None  # gone
     # A file without a node in /dev is an anonymous inode, which has no type.
     kind = stat.S_IFCHR if any(node.rdev) else 0
-    look = ffi.new("struct iofs_look *", (kind, *node.rdev, *owners))
+    look = ffi.new("struct iofs_look *", (kind, *node.rdev, *owners, node.size))
     data = ffi.new("uint8_t[256]")
     length = lib.iofs_notice_stat(notice, look, data)
     if length < 0 or not caller.is_valid:

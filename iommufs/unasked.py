@@ -9,6 +9,7 @@ before it comes to the driver. What the order of the checks is, oracle probes ha
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -61,7 +62,7 @@ def _look_at(tid: int, fd: int) -> _Descriptor:
 
 
 async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
-    """What a noticed call about a file of ours comes to: -errno; None: ask the kernel."""
+    """What a noticed call about a file of ours comes to, -errno too; None: ask the kernel."""
     try:
         if notice.call == lib.IOFS_NOTICE_MMAP:
             _check_mmap(file, caller, notice)
@@ -70,7 +71,7 @@ async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
             if descriptor.can_read:
                 await file.read(descriptor.position, 0)
         else:
-            _check_lseek(file, notice.args[2 if notice.call == lib.IOFS_NOTICE_LSEEK else 4])
+            return _lseek(file, notice)
     except UapiError as error:
         return -error.errno
     except OSError:
@@ -81,9 +82,15 @@ async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
     return None
 
 
-def _check_lseek(file: Any, whence: int) -> None:
-    if whence & 0xFFFFFFFF <= SEEK_MAX and not getattr(file, "can_seek", False):
+def _lseek(file: Any, notice: Any) -> int | None:
+    whence = notice.args[2 if notice.call == lib.IOFS_NOTICE_LSEEK else 4] & 0xFFFFFFFF
+    if whence > SEEK_MAX or getattr(file, "can_seek", False):
+        return None
+    if not hasattr(file, "llseek"):
         raise UapiError(errno.ESPIPE, "no file has a position that has no llseek operation")
+    if notice.call != lib.IOFS_NOTICE_LSEEK:
+        return None  # where its result goes is the kernel's business
+    return file.llseek(ctypes.c_int64(notice.args[1]).value, whence)
 
 
 @dataclass(frozen=True)

@@ -596,6 +596,7 @@ int iofs_notice_add_fd(int listener, uint64_t id, int fd, int flags);
 /* How a node shall look: st_mode's type, the device's number; its owner as the caller sees it. */
 struct iofs_look {
   uint32_t type, major, minor, uid, gid;
+  uint64_t size;
 };
 
 /* The structure that a call of the stat family shall find, 256 bytes at most: its length. EBADF. */

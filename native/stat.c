@@ -97,7 +97,8 @@ int iofs_notice_stat(const struct iofs_notice *notice, const struct iofs_look *l
   stx.stx_rdev_minor = look->minor;
   stx.stx_uid = look->uid;
   stx.stx_gid = look->gid;
-  stx.stx_size = stx.stx_blocks = 0;
+  stx.stx_size = look->size;
+  stx.stx_blocks = look->size / 512;
   if (notice->call != IOFS_NOTICE_STATX)
     return (int)(notice->i386 ? fill_i386(&stx, out) : fill_native(&stx, out));
   memcpy(out, &stx, sizeof stx);

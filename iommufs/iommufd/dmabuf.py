@@ -61,6 +61,12 @@ class Dmabuf:
     def check_mmap(self, caller: Caller, fd: int, length: int, prot: int, offset: int) -> None:
         raise UapiError(errno.EINVAL, "its exporter maps it to nobody")
 
+    def llseek(self, offset: int, whence: int) -> int:
+        """How large it is; it has no other position than 0 (dma_buf_llseek()). EINVAL."""
+        if whence not in (os.SEEK_SET, os.SEEK_END) or offset:
+            raise UapiError(errno.EINVAL, "a dma-buf tells its length")
+        return self.length if whence == os.SEEK_END else 0
+
     def poll(self) -> int:
         return select.POLLIN | select.POLLOUT
 

@@ -283,3 +283,36 @@ def test_owners_are_those_of_the_callers_user_namespace(options, owner):
         pytest.skip("no user namespaces")
     rdev = os.makedev(10, 196)
     assert run(sys.executable, "-c", USERS, *options) == [f"{owner} {owner} {rdev}"]
+
+
+DMABUF = """
+import errno, fcntl, os, struct
+iommufd = os.open("/dev/iommu", os.O_RDWR)
+device = os.open("/dev/vfio/devices/vfio1", os.O_RDWR)
+fcntl.ioctl(device, 0x3B76, bytearray(struct.pack("IIiI", 16, 0, iommufd, 0)))
+request = bytearray(struct.pack("IIIIIIQQ", 40, 1 << 16 | 11, 0, os.O_RDWR, 0, 1, 0, 4096))
+fd = fcntl.ioctl(device, 0x3B75, request)
+look = os.fstat(fd)
+print(oct(look.st_mode), look.st_size)
+
+def seek(offset, whence):
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+for whence in (0, 1, 2, 3, 4, 9):
+    print([seek(offset, whence) for offset in (0, 1, 4096, -1)])
+"""
+
+
+def test_a_dma_buf_tells_its_length():
+    """What the reference guest printed."""
+    refused = str(["EINVAL"] * 4)
+    assert run(sys.executable, "-c", DMABUF) == [
+        "0o600 4096",
+        "[0, 'EINVAL', 'EINVAL', 'EINVAL']",
+        refused,
+        "[4096, 'EINVAL', 'EINVAL', 'EINVAL']",
+        *[refused] * 3,
+    ]
