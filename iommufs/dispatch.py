@@ -8,9 +8,7 @@ import errno
 import inspect
 from typing import Any
 
-import trio
-
-from iommufs import tables, uapi
+from iommufs import jobs, tables, uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -77,7 +75,7 @@ class Reader:
             if len(data) < length:
                 raise UapiError(errno.EFAULT, f"client memory at {self.arg + at + len(data):#x}")
             at += length
-            await trio.lowlevel.checkpoint()  # up to 4 GiB: others get their turn
+            await jobs.let_others()  # up to 4 GiB: others get their turn
 
 
 async def _iommufd_ioctl(file: Any, reader: Reader, cmd: int) -> int:

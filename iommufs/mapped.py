@@ -57,6 +57,7 @@ class MappedFiles:
         """Release what has been closed and is not mapped any more."""
         if not self._closed():
             return
+        await jobs.in_task()
         async with self._looking:
             inodes = None
             with trio.move_on_after(PATIENCE):

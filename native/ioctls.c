@@ -151,8 +151,8 @@ void iofs_ioctls_release_arrived(void) {
 void iofs_ioctls_release_answered(void) {
   pthread_mutex_lock(&lock);
   releases_answered++;
-  pthread_mutex_unlock(&lock);
   notify();
+  pthread_mutex_unlock(&lock);
 }
 
 int iofs_ioctls_all_released(void) {
@@ -174,7 +174,6 @@ int iofs_transport_ioctl_fd(void) { return ready_fd; }
 int iofs_transport_next_ioctl(struct iofs_ioctl *out) {
   eventfd_t any;
   int found = 0;
-  eventfd_read(ready_fd, &any);
   pthread_mutex_lock(&lock);
   for (struct pending *entry = ioctls; entry && !found; entry = entry->next)
     if (entry->state == READY && entry->after <= releases_answered) {
@@ -182,9 +181,9 @@ int iofs_transport_next_ioctl(struct iofs_ioctl *out) {
       *out = entry->ioctl;
       found = 1;
     }
+  if (!found)
+    eventfd_read(ready_fd, &any);
   pthread_mutex_unlock(&lock);
-  if (found) /* there may be more: the next call finds out */
-    notify();
   return found;
 }
 

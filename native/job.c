@@ -2,7 +2,8 @@
  * A pool of threads for work that may have to wait for a client's memory.
  *
  * A thread that is stuck in a client's page is lost until the client resolves it or dies, so the
- * pool grows whenever work comes in and nobody is idle; surplus threads end. States of a job:
+ * pool grows whenever work comes in and nobody is idle; surplus threads end. A reader of the transport
+ * that asks for requests anyway takes jobs meanwhile, which wakes nobody. States of a job:
  * QUEUED → RUNNING → DONE, all changes under `lock`. PARKED: its waiter gave up waiting and wants
  * to find it in the done list. ORPHAN: nobody wants it any more.
  */
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -23,6 +25,7 @@
 /* Beyond this many stuck threads, work queues up: what is left to a client that parks them all. */
 #define MAX_THREADS 512
 #define MAX_IDLE 4
+#define SPINS 200 /* before a wait: what a helper needs for a small job */
 
 enum kind {
   CLIENT_READ,
@@ -39,8 +42,8 @@ enum state { QUEUED, RUNNING, DONE };
 struct iofs_job {
   struct iofs_job *next; /* in the queue, or in the done list */
   enum kind kind;
-  enum state state;
-  int parked, orphan, tid;
+  _Atomic enum state state;
+  int awaited, parked, orphan, tid;
   struct iofs_domain *domain;
   struct iofs_access *access;
   uint64_t address;
@@ -66,7 +69,8 @@ static pthread_cond_t work_added = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t job_done; /* CLOCK_MONOTONIC, see init() */
 static struct list queue = {0, &queue.first};
 static struct list done = {0, &done.first};
-static unsigned n_threads, n_idle, n_queued;
+static unsigned n_threads, n_idle, n_helpers;
+static _Atomic unsigned n_queued;
 static int done_fd = -1;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -161,6 +165,25 @@ static int64_t run(struct iofs_job *job) {
   abort();
 }
 
+/* A job that was queued. With the lock, which it gives back meanwhile. */
+static void carry_out(struct iofs_job *job) {
+  n_queued--;
+  job->state = RUNNING;
+  pthread_mutex_unlock(&lock);
+  int64_t result = run(job);
+  pthread_mutex_lock(&lock);
+  job->result = result;
+  job->state = DONE;
+  if (job->orphan) {
+    destroy(job);
+  } else if (job->parked) {
+    list_push(&done, job);
+    eventfd_write(done_fd, 1);
+  } else if (job->awaited) {
+    pthread_cond_broadcast(&job_done);
+  }
+}
+
 static void *worker(void *unused) {
   sigset_t all;
   (void)unused;
@@ -178,21 +201,7 @@ static void *worker(void *unused) {
       n_idle--;
       continue;
     }
-    n_queued--;
-    job->state = RUNNING;
-    pthread_mutex_unlock(&lock);
-    int64_t result = run(job);
-    pthread_mutex_lock(&lock);
-    job->result = result;
-    job->state = DONE;
-    if (job->orphan) {
-      destroy(job);
-    } else if (job->parked) {
-      list_push(&done, job);
-      eventfd_write(done_fd, 1);
-    } else {
-      pthread_cond_broadcast(&job_done);
-    }
+    carry_out(job);
   }
   n_threads--;
   pthread_mutex_unlock(&lock);
@@ -209,6 +218,13 @@ static void grow(void) {
   if (!pthread_create(&thread, &attr, worker, NULL))
     n_threads++;
   pthread_attr_destroy(&attr);
+}
+
+/* With the lock. */
+static void call_worker(void) {
+  if (n_queued > n_idle && n_threads < MAX_THREADS)
+    grow();
+  pthread_cond_signal(&work_added);
 }
 
 static struct iofs_job *make(enum kind kind, uint64_t address, const void *data, size_t length) {
@@ -231,11 +247,28 @@ static struct iofs_job *submit(struct iofs_job *job) {
   pthread_mutex_lock(&lock);
   list_push(&queue, job);
   n_queued++;
-  if (n_queued > n_idle && n_threads < MAX_THREADS)
-    grow();
-  pthread_cond_signal(&work_added);
+  if (n_queued > n_helpers)
+    call_worker();
   pthread_mutex_unlock(&lock);
   return job;
+}
+
+void jobs_attend(int present) {
+  pthread_mutex_lock(&lock);
+  n_helpers += present ? 1 : -1;
+  if (!present && n_queued > n_helpers) /* what it was thought to do */
+    call_worker();
+  pthread_mutex_unlock(&lock);
+}
+
+int jobs_are_queued(void) { return atomic_load_explicit(&n_queued, memory_order_relaxed) > 0; }
+
+void jobs_help(void) {
+  pthread_mutex_lock(&lock);
+  struct iofs_job *job = list_pop(&queue);
+  if (job)
+    carry_out(job);
+  pthread_mutex_unlock(&lock);
 }
 
 struct iofs_job *iofs_job_client_read(int tid, uint64_t address, size_t length) {
@@ -293,11 +326,14 @@ struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, c
 
 int iofs_job_wait(struct iofs_job *job, uint32_t microseconds) {
   struct timespec until;
+  for (unsigned i = 0; i < SPINS && job->state != DONE; i++)
+    __builtin_ia32_pause();
   clock_gettime(CLOCK_MONOTONIC, &until);
   uint64_t ns = until.tv_nsec + microseconds * 1000ull;
   until.tv_sec += ns / 1000000000;
   until.tv_nsec = ns % 1000000000;
   pthread_mutex_lock(&lock);
+  job->awaited = 1;
   while (job->state != DONE && pthread_cond_timedwait(&job_done, &lock, &until) != ETIMEDOUT)
     ;
   int finished = job->state == DONE;

@@ -8,6 +8,11 @@
 
 extern _Atomic uint64_t iofs_live_jobs;
 
+/* A thread that is awake anyway says so, and looks for jobs until it says that it is not. */
+void jobs_attend(int present);
+int jobs_are_queued(void);
+void jobs_help(void); /* does one, if there is one: it may take for ever */
+
 /* Bytes moved, fewer than length where the client's memory ends, or -errno for the first byte. May
  * wait for ever: see "job" in iommufs.h. */
 ssize_t iofs_client_read(int tid, uint64_t address, void *buf, size_t length);

@@ -1,13 +1,8 @@
 /*
- * /dev/fuse: who reads it, and where each request goes (see "transport" in iommufs.h).
+ * /dev/fuse: where each request goes (see "transport" in iommufs.h).
  *
- * `turn` is held by the reader that reads the device and until the request has its place in a
- * queue, so queues keep the order of arrival. A reader that got an ioctl gives up its turn before
- * it touches the client's memory, which may take for ever; another goes on. `lock` guards all
- * else.
- *
- * Not here: how libfuse comes to read our queue (session.c), the ioctls that wait (ioctls.c), what
- * an ioctl means (Python).
+ * Not here: who reads the device (readers.c), how libfuse comes to read our queue (session.c), the
+ * ioctls that wait (ioctls.c), what an ioctl means (Python; fast_ioctl.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,7 +19,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fast.h"
@@ -32,9 +26,8 @@
 #include "iommufs.h"
 #include "job.h"
 #include "keeper.h"
+#include "readers.h"
 #include "transport.h"
-
-#define MAX_READERS 256
 
 struct message {
   struct message *next;
@@ -51,24 +44,19 @@ struct watched {
 
 _Atomic uint64_t iofs_live_requests;
 
-static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t reader_gone = PTHREAD_COND_INITIALIZER;
 
 static int fuse_fd = -1, stop_fd = -1, session_fd = -1; /* fuse_fd: or the keeper's socket */
 static pid_t keeper;
 static dev_t our_dev;
 static char *mount_path;
-static unsigned n_readers, n_waiting; /* waiting: for their turn */
-static _Atomic int stopping, ended, passthrough, page_cache, fast_enabled = 1;
+static _Atomic int ended, passthrough, page_cache, fast_enabled = 1;
 static struct {
   _Atomic uint64_t ioctls_by_readers, ioctls_by_python, reads_by_readers, others;
 } counts;
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
 static struct watched *watched;
-
-static void *reader(void *unused);
 
 static void signal_fd(int fd) { eventfd_write(fd, 1); }
 
@@ -220,35 +208,6 @@ static void forward_watched(const struct fuse_in_header *in, size_t length) {
 
 /* ---- ioctls ---------------------------------------------------------------------------------- */
 
-/* Whether there is a reader, waiting or new, that goes on while this one waits for a client. */
-static int has_successor(void) {
-  pthread_t thread;
-  pthread_mutex_lock(&lock);
-  int waiting = n_waiting > 0, grow = !waiting && n_readers < MAX_READERS;
-  n_readers += grow;
-  pthread_mutex_unlock(&lock);
-  if (!grow)
-    return waiting;
-  if (!pthread_create(&thread, NULL, reader, NULL)) {
-    pthread_detach(thread);
-    return 1;
-  }
-  pthread_mutex_lock(&lock);
-  n_readers--;
-  pthread_mutex_unlock(&lock);
-  return 0;
-}
-
-static void take_turn(void) {
-  pthread_mutex_lock(&lock);
-  n_waiting++;
-  pthread_mutex_unlock(&lock);
-  pthread_mutex_lock(&turn);
-  pthread_mutex_lock(&lock);
-  n_waiting--;
-  pthread_mutex_unlock(&lock);
-}
-
 /* Bytes of the payload, not into the next page, which Linux might never touch. */
 static void fetch(struct iofs_ioctl *ioctl) {
   size_t length = 4096 - ioctl->arg % 4096;
@@ -280,8 +239,8 @@ static void hand_over(struct pending *pending, const struct iofs_ioctl *ioctl) {
   iofs_ioctls_fetched(pending, ioctl);
 }
 
-/* Another reader goes on while this one is in the client's memory. */
-static void take_ioctl(const struct fuse_in_header *in) {
+/* Another reader goes on if this one does not come back from the client's memory. */
+static void take_ioctl(struct reader *me, const struct fuse_in_header *in) {
   const struct fuse_ioctl_in *arg = (const void *)(in + 1);
   struct iofs_ioctl ioctl = {.unique = in->unique,
                              .nodeid = in->nodeid,
@@ -297,15 +256,13 @@ static void take_ioctl(const struct fuse_in_header *in) {
     iofs_answer(in->unique, -ENOMEM, NULL, 0);
     return;
   }
-  if (!has_successor()) { /* the last one keeps out of clients' memory: Python's jobs read it */
+  if (!reader_leave(me)) { /* the last one keeps out of clients' memory: Python's jobs read it */
     hand_over(pending, &ioctl);
     return;
   }
-  pthread_mutex_unlock(&turn);
   fetch(&ioctl);
   if (!finish(pending, &ioctl))
     hand_over(pending, &ioctl);
-  take_turn();
 }
 
 int iofs_transport_answer_ioctl(uint64_t unique, int32_t result) {
@@ -354,13 +311,16 @@ static void take_init(const struct fuse_in_header *in, size_t length) {
 static int is_our_thread(int tid) { return !tgkill(getpid(), tid, 0); }
 
 /* One request, with the turn held. */
-static void handle(struct fuse_in_header *in, size_t length) {
+static void handle(struct reader *me, void *request, size_t length) {
+  const struct fuse_in_header *in = request;
   const struct fuse_ioctl_in *ioctl_in = (const void *)(in + 1);
   struct {
     struct fuse_ioctl_out out;
     uint64_t fh;
   } identity = {{0}, 0};
 
+  if (length < sizeof *in)
+    return;
   switch (in->opcode) {
   case FUSE_FORGET: /* no answer is expected */
   case FUSE_BATCH_FORGET:
@@ -385,7 +345,7 @@ static void handle(struct fuse_in_header *in, size_t length) {
     } else if (ioctl_in->flags & FUSE_IOCTL_DIR) {
       iofs_answer(in->unique, -ENOTTY, NULL, 0);
     } else {
-      take_ioctl(in);
+      take_ioctl(me, in);
     }
     return;
   case FUSE_FALLOCATE: /* as of a device; libfuse would say that there is no such call */
@@ -417,49 +377,9 @@ static void handle(struct fuse_in_header *in, size_t length) {
   }
 }
 
-/* A request into buf, or -errno; ENODEV when the mount is gone. */
-static ssize_t next_request(void *buf) {
-  struct pollfd fds[2] = {{fuse_fd, POLLIN, 0}, {stop_fd, POLLIN, 0}};
-  for (;;) {
-    ssize_t n = read(fuse_fd, buf, IOFS_MAX_REQUEST);
-    if (n > 0)
-      return n;
-    if (n == 0) /* the keeper is gone, and the connection with it */
-      return -ENODEV;
-    if (errno == ENOENT || errno == EINTR) /* the request was taken back */
-      continue;
-    if (errno != EAGAIN)
-      return -errno;
-    while (poll(fds, 2, -1) < 0 && errno == EINTR)
-      ;
-    if (fds[1].revents)
-      return -ENODEV;
-  }
-}
-
-static void *reader(void *unused) {
-  sigset_t all;
-  (void)unused;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
-  void *buf = malloc(IOFS_MAX_REQUEST);
-  pthread_mutex_lock(&turn);
-  while (buf && !stopping && !ended) {
-    ssize_t n = next_request(buf);
-    if (n < 0) {
-      ended = 1;
-      signal_fd(session_fd);
-    } else if ((size_t)n >= sizeof(struct fuse_in_header)) {
-      handle(buf, n);
-    }
-  }
-  pthread_mutex_unlock(&turn);
-  free(buf);
-  pthread_mutex_lock(&lock);
-  n_readers--;
-  pthread_cond_broadcast(&reader_gone);
-  pthread_mutex_unlock(&lock);
-  return NULL;
+static void on_end(void) {
+  ended = 1;
+  signal_fd(session_fd);
 }
 
 /* ---- mount and unmount ----------------------------------------------------------------------- */
@@ -502,15 +422,12 @@ static void close_fds(void) {
 
 static int start(void) {
   int r = learn_device();
-  pthread_t thread;
   if (!r && !mount_may_pass_through())
     r = keeper_start(fuse_fd, &fuse_fd, &keeper);
   if (!r)
     r = iofs_side_start();
-  if (!r && !(r = -pthread_create(&thread, NULL, reader, NULL))) {
-    pthread_detach(thread);
+  if (!r && !(r = readers_start(fuse_fd, stop_fd, handle, on_end)))
     return 0;
-  }
   iofs_side_stop();
   return r;
 }
@@ -523,8 +440,7 @@ int iofs_transport_adopt(const char *path, int device) {
   mount_path = strdup(path);
   if (!mount_path)
     return -ENOMEM;
-  stopping = ended = passthrough = page_cache = 0;
-  n_readers = 1;
+  ended = passthrough = page_cache = 0;
   int r = open_fds(device);
   if (!r && device < 0)
     r = mount_device(fuse_fd, mount_path);
@@ -553,18 +469,12 @@ static void drop_queues(void) {
 }
 
 void iofs_transport_unmount(void) {
-  struct timespec until;
   if (!mount_path)
     return;
-  stopping = 1;
   umount2(mount_path, MNT_DETACH);
   signal_fd(stop_fd);
-  /* A reader in a client's stuck page ends with the client; it finds its ioctl gone. */
-  clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += 2;
+  readers_stop(2); /* one in a client's stuck page ends with the client, and finds its ioctl gone */
   pthread_mutex_lock(&lock);
-  while (n_readers && pthread_cond_timedwait(&reader_gone, &lock, &until) != ETIMEDOUT)
-    ;
   drop_queues();
   close_fds(); /* the connection ends here, and so does whoever waits for an answer */
   free(mount_path);

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import math
+from collections.abc import Awaitable
 from typing import Any
 
 import structlog
 import trio
 
-from iommufs import dispatch
+from iommufs import dispatch, jobs
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -25,15 +25,20 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LOOK_AGAIN = 0.05
 
 
-class IoctlPump:
-    """Takes ioctls from the transport, runs each as a task, answers it.
+# So many, then whatever else there is gets its turn.
+AT_ONCE = 16
 
-    A caller that is killed while its ioctl waits is let go; other signals do not end the wait.
+
+class IoctlPump:
+    """Takes ioctls from the transport, carries each out, answers it.
+
+    One that has to wait becomes a task. A caller that is killed meanwhile is let go; other signals
+    do not end the wait.
     """
 
     def __init__(self, files: OpenFiles) -> None:
         self._files = files
-        self._running: dict[int, trio.CancelScope] = {}
+        self._waiting: dict[int, trio.CancelScope] = {}
 
     async def run(self) -> None:
         fd = lib.iofs_transport_ioctl_fd()
@@ -41,39 +46,46 @@ class IoctlPump:
         n_signalled = ffi.new("size_t *")
         async with trio.open_nursery() as nursery:
             while True:
-                with trio.move_on_after(LOOK_AGAIN if n_signalled[0] else math.inf):
+                if n_signalled[0]:
+                    with trio.move_on_after(LOOK_AGAIN):
+                        await trio.lowlevel.wait_readable(fd)
+                else:
                     await trio.lowlevel.wait_readable(fd)
-                while lib.iofs_transport_next_ioctl(taken):
-                    # Known before it runs: it may be interrupted before that.
-                    scope = self._running[taken.unique] = trio.CancelScope()
-                    caller = Caller(taken.tid, taken.uid, taken.gid)
-                    prefetched = bytes(ffi.buffer(taken.payload, taken.prefetched))
-                    request = (caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
-                    nursery.start_soon(self._answer, scope, taken.unique, taken.fh, request)
+                for _ in range(AT_ONCE):
+                    if not lib.iofs_transport_next_ioctl(taken):
+                        break
+                    self._begin(nursery, taken)
                 while unique := lib.iofs_transport_next_dying(n_signalled):
-                    if unique in self._running:
-                        self._running[unique].cancel()
+                    if unique in self._waiting:
+                        self._waiting[unique].cancel()
 
-    async def _answer(
-        self,
-        scope: trio.CancelScope,
-        unique: int,
-        fh: int,
-        request: tuple[Caller, int, int, bytes, bool],
-    ) -> None:
+    def _begin(self, nursery: trio.Nursery, taken: Any) -> None:
+        try:
+            file = self._files[taken.fh]
+        except UapiError as error:
+            lib.iofs_transport_answer_ioctl(taken.unique, -error.errno)
+            return
+        caller = Caller(taken.tid, taken.uid, taken.gid)
+        prefetched = ffi.buffer(taken.payload, taken.prefetched)[:]
+        request = (file, caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
+        result, rest = jobs.begin(self._result(request))
+        if rest is None:
+            lib.iofs_transport_answer_ioctl(taken.unique, result)
+        else:
+            # Known before it goes on: it may be interrupted before that.
+            scope = self._waiting[taken.unique] = trio.CancelScope()
+            nursery.start_soon(self._finish, scope, taken.unique, rest)
+
+    async def _result(self, request: tuple[Any, Caller, int, int, bytes, bool]) -> int:
+        await self._files.settle()
+        return await result_of(*request)
+
+    async def _finish(self, scope: trio.CancelScope, unique: int, rest: Awaitable[int]) -> None:
         result = -errno.EINTR
         with scope:
-            result = await self._result(fh, *request)
-        del self._running[unique]
+            result = await rest
+        del self._waiting[unique]
         lib.iofs_transport_answer_ioctl(unique, result)
-
-    async def _result(self, fh: int, *request: Any) -> int:
-        try:
-            file = self._files[fh]
-        except UapiError as error:
-            return -error.errno
-        await self._files.settle()
-        return await result_of(file, *request)
 
 
 async def result_of(

@@ -2,9 +2,7 @@
 
 import errno
 
-import trio
-
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs.errors import UapiError
 from iommufs.iommufd.device import Device
 from iommufs.ucmd import Ucmd
@@ -47,4 +45,4 @@ async def _write_zeros(ucmd: Ucmd, start: int, end: int) -> None:
         length = min(end - start, len(ZEROS))
         await ucmd.caller.write(ucmd.cmd.data_uptr + start, ZEROS[:length])
         start += length
-        await trio.lowlevel.checkpoint()  # up to 4 GiB: others get their turn
+        await jobs.let_others()  # up to 4 GiB: others get their turn

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
-import trio
-
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.objects import Object
@@ -153,7 +151,7 @@ async def _read_ranges(ucmd: Ucmd) -> bytes:
             if _overlap(RANGE.iter_unpack(data)):
                 raise UapiError(errno.EINVAL, "ranges overlap")
             raise UapiError(errno.EFAULT, f"range {len(data) // RANGE.size} is unreadable")
-        await trio.lowlevel.checkpoint()  # others get their turn
+        await jobs.let_others()
     return bytes(data)
 
 

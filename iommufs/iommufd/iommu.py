@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import trio
-
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError
 
@@ -296,7 +294,7 @@ class UserArray:
                 raise UapiError(errno.E2BIG, f"item {i} has unknown trailing bytes")
             items.append(_filled(struct, data[:size]))
             if i % 256 == 255:
-                await trio.lowlevel.checkpoint()  # up to 524288: others get their turn
+                await jobs.let_others()  # up to 524288: others get their turn
         return items
 
 

@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
-import trio
-
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.fast import Fast
@@ -267,7 +265,7 @@ class DeviceFile:
             data = bytearray()
             for at, turn in self._turns(offset, size):
                 if data:
-                    await trio.lowlevel.checkpoint()
+                    await jobs.let_others()
                 data += self.regions.read(at, turn)
             return bytes(data)
 
@@ -282,7 +280,7 @@ class DeviceFile:
             done = 0
             for at, turn in self._turns(offset, len(data)):
                 if done:
-                    await trio.lowlevel.checkpoint()
+                    await jobs.let_others()
                 done += self.regions.write(at, data[done : done + turn])
             return done
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs.errors import UapiError
 from iommufs.vfio.migration_stream import ResumingFile, SavingFile, stop_copy_length
 from iommufs.vfio.model import Migration
@@ -126,6 +126,7 @@ class DeviceMigration:
 
     async def settled(self) -> int:
         """The state, when no call is changing it."""
+        await jobs.in_task()
         async with self._moving:
             return self.state
 
@@ -147,6 +148,7 @@ class DeviceMigration:
         EINVAL: there is no way, or what was to be resumed is not a whole state of such a device.
         EIO: the model failed; the device is in ERROR then, until it is reset.
         """
+        await jobs.in_task()
         async with self._moving:
             file = None
             while self.state != target:

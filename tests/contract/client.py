@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from iommufs import dispatch, uapi
+from iommufs import dispatch, jobs, uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -267,7 +267,8 @@ class ProcessClient(Client):
     async def ioctl(self, file: Any, number: int, arg: int) -> int:
         head = await self.caller.read_some(arg, 128) if self.prefetch else b""
         try:
-            return await dispatch.ioctl(file, self.caller, number, arg, head)
+            result, rest = jobs.begin(dispatch.ioctl(file, self.caller, number, arg, head))
+            return result if rest is None else await rest
         except UapiError as error:
             raise OSError(error.errno, str(error)) from error
 

@@ -8,7 +8,7 @@ import os
 
 import trio
 
-from iommufs import dispatch, topology_file, uapi
+from iommufs import dispatch, jobs, topology_file, uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.devices import MODELS
@@ -181,7 +181,8 @@ class VfioClient:
 
     async def ioctl(self, df, number: int, arg: int = 0) -> int:
         try:
-            return await dispatch.ioctl(df, self.caller, number, arg)
+            result, rest = jobs.begin(dispatch.ioctl(df, self.caller, number, arg))
+            return result if rest is None else await rest
         except UapiError as error:
             raise OSError(error.errno, str(error)) from error
 

@@ -17,7 +17,7 @@ import threading
 import pytest
 import trio
 
-from iommufs import dispatch, server
+from iommufs import dispatch, jobs, server
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -86,6 +86,7 @@ async def fake_ioctl(file, caller, cmd, arg, prefetched=b""):
             return 0
         case 0x3B12:
             file.machine.waiting.set()
+            await jobs.in_task()
             await file.machine.go_on.wait()
             return 0
         case 0x3B13:

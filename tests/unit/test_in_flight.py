@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from iommufs import uapi
+from iommufs import jobs, uapi
 from iommufs.iommufd.ctx import statistics
 from iommufs.iommufd.objects import Object
 from tests.contract.client import PAGE, RW, Memory, ProcessCaller, ProcessClient, refused
@@ -17,6 +17,7 @@ class SlowCaller(ProcessCaller):
         if slow is not None:
             self._client.slow = None
             slow.waiting.set()
+            await jobs.in_task()
             await slow.go_on.wait()
         await super().write(address, data)
 
