@@ -201,9 +201,14 @@ int iofs_fast_add_answer(struct iofs_fast *fast, uint32_t cmd, uint32_t index, c
   memcpy(answer->bytes, bytes, length);
   memcpy(answer->bytes + length, chain, chain_length);
   pthread_mutex_lock(&fast->lock);
-  answer->next = fast->answers;
-  fast->answers = answer;
+  struct fast_answer **at = &fast->answers, *old;
+  while (*at && ((*at)->cmd != cmd || (*at)->index != index))
+    at = &(*at)->next;
+  old = *at;
+  answer->next = old ? old->next : NULL;
+  *at = answer;
   pthread_mutex_unlock(&fast->lock);
+  free(old);
   return 0;
 }
 

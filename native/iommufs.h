@@ -379,7 +379,7 @@ void iofs_fast_remove_source(struct iofs_fast *fast, int tgid);
 void iofs_fast_set_charge_mode(struct iofs_fast *fast, uint32_t mode); /* without CAP_IPC_LOCK */
 
 /* Of a device. What GET_INFO, GET_REGION_INFO or GET_IRQ_INFO answers for an index: a structure that
- * begins with argsz, and the chain of capabilities behind it; cap_at: where the structure says where
+ * begins with argsz, and the chain of capabilities behind it; in place of the last one; cap_at: where the structure says where
  * the chain begins, 0 if it does not. */
 int iofs_fast_add_answer(struct iofs_fast *fast, uint32_t cmd, uint32_t index, const void *bytes,
                          uint32_t length, const void *chain, uint32_t chain_length,

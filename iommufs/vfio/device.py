@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
+import trio
+
 from iommufs import jobs, uapi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -352,6 +354,7 @@ class DeviceFile:
         """The client knows that the device is its own."""
         self.granted = True
         self._publish(True)
+        self.function.changed = self._publish_anew
 
     def _publish(self, answers: bool) -> None:
         """Let readers of the transport answer for this file, or not."""
@@ -359,6 +362,9 @@ class DeviceFile:
             info.publish(self.fast, self)
         else:
             self.fast.withdraw()
+
+    def _publish_anew(self) -> None:
+        self._publish(not self.low_power.entered)
 
     def _offer_features(self) -> None:
         """What VFIO_DEVICE_FEATURE can ask for."""
@@ -388,6 +394,7 @@ class DeviceFile:
     def unbind(self) -> None:
         """Undo bind(), and all that was done since."""
         self.granted = False
+        self.function.changed = lambda: None
         self._end_features()
         self.fast.withdraw()
         for ioeventfd in self.ioeventfds.values():

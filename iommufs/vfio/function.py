@@ -39,6 +39,10 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], Callable[[], None]]
 _NO_SOFT_RESET = 0x08
 
 
+def _nothing() -> None:
+    pass
+
+
 class PciFunction:
     """A function of the machine.
 
@@ -65,6 +69,7 @@ class PciFunction:
     ) -> None:
         self.address = address
         self.spawn = spawn
+        self.changed: Callable[[], None] = _nothing  # called when what the function can do changes
         self.can_reset = can_reset
         self.iommu = iommu
         self.group = group
@@ -97,6 +102,15 @@ class PciFunction:
         if self.native:
             self.native.connect()
             self.raw.changed = self.native.registers_changed
+
+    @property
+    def can_reset(self) -> bool:
+        return self._can_reset
+
+    @can_reset.setter
+    def can_reset(self, can_reset: bool) -> None:
+        self._can_reset = can_reset
+        self.changed()
 
     # ---- life with a client
 

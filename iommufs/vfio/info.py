@@ -66,7 +66,7 @@ async def _respond(ucmd: Ucmd, info: Info) -> None:
 
 
 def publish(fast: Fast, df: Any) -> None:
-    """Let readers of the transport answer: nothing of it changes as long as a device is bound."""
+    """Let readers of the transport answer: called anew when something of it has changed."""
     cap_at = uapi.offsetof("vfio_device_info", "cap_offset")
     fast.add_answer(uapi.VFIO_DEVICE_GET_INFO, 0, *_device_info(df), cap_at)
     cap_at = uapi.offsetof("vfio_region_info", "cap_offset")
