@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 
+from iommufs import jobs
 from iommufs.files import OpenFiles
 
 # How long an answer may take: a client can keep its mappings locked.
