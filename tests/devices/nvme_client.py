@@ -113,10 +113,13 @@ class NvmeClient:
         cmd = uapi.new(name, size=uapi.sizeof(name), ioas_id=self.ioas, **fields)
         await self.vfio.ioctl(self.ctx, number, int(ffi.cast("uintptr_t", cmd)))
 
-    async def map(self, page, n, flags=7):
+    async def map(self, page, n):
+        await self.map_at(self.address + page * PAGE, IOVA + page * PAGE, n * PAGE)
+
+    async def map_at(self, address, iova, length):
         await self._call(
-            uapi.IOMMU_IOAS_MAP, "iommu_ioas_map", flags=flags, iova=IOVA + page * PAGE,
-            user_va=self.address + page * PAGE, length=n * PAGE,
+            uapi.IOMMU_IOAS_MAP, "iommu_ioas_map", flags=7, iova=iova, user_va=address,
+            length=length,
         )  # fmt: skip
 
     async def unmap_all(self):

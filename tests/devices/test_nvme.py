@@ -1,5 +1,8 @@
 """The NVMe controller against docs/nvme.md: registers, admin commands, events."""
 
+import ctypes
+import fcntl
+import mmap
 import os
 import select
 import struct
@@ -167,6 +170,38 @@ async def test_data_out_of_reach_is_a_status(nvme):
     done = nvme.admin.run(c.IDENTIFY, cdw10=1, prp1=0x7000_0000)
     assert (done.status, done.dnr) == (0x004, False)
     assert nvme.read32(c.CSTS) == 1
+
+
+@pytest.fixture
+def stuck_page():
+    """A page of this process whose first touch waits until the descriptor with it is closed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(323, os.O_CLOEXEC)
+    if fd < 0:
+        pytest.skip("userfaultfd is not permitted here")
+    page = mmap.mmap(-1, PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
+    fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", address, PAGE, 1, 0)))
+    yield fd, address
+    os.close(fd)
+
+
+async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_page):
+    fd, address = stuck_page
+    nvme = (await NvmeClient().open(vfio, NVME)).start()
+    await nvme.map_at(address, 0x4000_0000, PAGE)
+    nvme.admin.put(c.IDENTIFY, prp1=0x4000_0000, cdw10=1)
+    nvme.admin.ring()
+    assert select.select([fd], [], [], LONG)[0]  # it waits there now
+    nvme.function.reset_function()
+    assert nvme.read32(c.CC) == nvme.read32(c.CSTS) == 0
+    assert nvme.start().identify(1)[:2] == b"\x36\x1b"
+    nvme.admin.put(c.IDENTIFY, prp1=0x4000_0000, cdw10=1)
+    nvme.admin.ring()
+    vfio.close(nvme.df)
+    second = (await NvmeClient().open(vfio, NVME)).start()
+    assert second.identify(1)[:2] == b"\x36\x1b"
 
 
 # -- identify -------------------------------------------------------------------------------------
