@@ -91,13 +91,13 @@ def start_qemu(debian, tmp_path):
     """Starts machines under `iommufs run`, and ends those that a test leaves running."""
     started = []
 
-    def start(*devices, options=(), arguments=()):
+    def start(*devices, options=(), arguments=(), **keywords):
         command = [
             *RUN, *options, "--", *debian.command("usr/bin/qemu-system-x86_64"),
             "-L", str(debian.root / "usr/share/qemu"), "-L", str(debian.root / "usr/share/seabios"),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        qemu = Qemu(command, devices, list(arguments), tmp_path, environment)
+        qemu = Qemu(command, devices, list(arguments), tmp_path, environment, **keywords)
         started.append(qemu)
         qemu.wait_for_monitor()
         return qemu

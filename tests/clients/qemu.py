@@ -22,22 +22,27 @@ FIRST_FD = 60
 
 
 class Qemu:
-    """devices: paths of cdevs, opened for QEMU, or addresses, which it looks for itself."""
+    """devices: paths of cdevs, opened for QEMU, or addresses, which it looks for itself.
 
-    def __init__(self, command, devices, arguments, directory, environment):
+    has_guest  a guest of its own runs in it; else it has hands, and tells of its firmware
+    """
+
+    def __init__(self, command, devices, arguments, directory, environment, has_guest=False):
         self.log = (directory / "qemu.log").open("w+")
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
         qmp, qtest, firmware = (end.fileno() for end in theirs)
         separator = command.index("--") + 1
         opened = [(str(FIRST_FD), "/dev/iommu")] if devices else []
         machine = [
-            *("-machine", "q35", "-accel", "tcg", "-m", "128M", "-nodefaults", "-display", "none"),
+            *("-machine", "q35", "-accel", "tcg", "-m", "256M", "-nodefaults", "-display", "none"),
             *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
-            *("-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest"),
-            *("-qtest-log", "none"),
-            *("-chardev", f"socket,id=firmware,fd={firmware}"),
-            *("-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
         ]
+        if not has_guest:
+            machine += [
+                *("-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest"),
+                *("-qtest-log", "none", "-chardev", f"socket,id=firmware,fd={firmware}"),
+                *("-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
+            ]
         if devices:
             machine += ["-object", f"iommufd,id=iommufd0,fd={FIRST_FD}"]
         for i, device in enumerate(devices):
@@ -86,7 +91,9 @@ class Qemu:
             line = file.readline()
         except ConnectionResetError:
             line = ""
-        assert line, f"QEMU has ended: {self.messages()}"
+        if not line:
+            self.process.wait(SECONDS)
+            raise AssertionError(f"QEMU has ended: {self.messages()}")
         return line
 
     def messages(self):

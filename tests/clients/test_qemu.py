@@ -9,7 +9,9 @@ from iommufs import machine
 pytestmark = pytest.mark.mount
 
 EDU, NVME, NIC, TESTDEV = "0000:00:06.0", "0000:01:00.0", "0000:02:00.0", "0000:04:02.0"
+IGB = "0000:05:00.0"
 IDENTIFICATION, BUFFER = 0x010000ED, 0x40000  # of edu
+WORD = 0x0F00  # of igb: keeps what is written, until a reset
 PAGE = 4096
 
 
@@ -32,7 +34,7 @@ def bars(function):
     return {region["bar"]: region for region in function["regions"]}
 
 
-@pytest.mark.parametrize("bdf", [EDU, NVME, NIC, TESTDEV])
+@pytest.mark.parametrize("bdf", [EDU, NVME, NIC, TESTDEV, IGB])
 def test_firmware_finds_the_device_and_sizes_its_bars(start_qemu, ours, name, bdf):
     qemu = start_qemu(name(bdf))
     qemu.wait_for_firmware()
@@ -94,18 +96,18 @@ def wait_until(is_so):
 
 
 def test_reset_of_the_guest_resets_the_function(start_qemu, name):
-    qemu = start_qemu(name(NVME), options=["--log-level", "debug"])
+    qemu = start_qemu(name(IGB))
     qemu.wait_for_firmware()
     found = qemu.function("device0")
     base = bars(found)[0]["address"]
     qemu.switch_on(found["slot"])
-    qemu.store(base, 0xABCD)
-    assert qemu.load(base) == 0xABCD
+    qemu.store(base + WORD, 0x12345678)
+    wait_until(lambda: qemu.load(base + WORD) == 0x12345678)
     qemu.monitor("system_reset")
     qemu.wait_for_firmware()
     qemu.switch_on(found["slot"])
     assert bars(qemu.function("device0"))[0]["address"] == base
-    assert qemu.load(base) == 0
+    assert qemu.load(base + WORD) == 0
     assert qemu.quit() == 0
     assert "no available reset mechanism" not in qemu.messages()
 
