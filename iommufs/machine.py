@@ -15,7 +15,7 @@ import trio
 
 from iommufs import device_options, fast, models, sysfs
 from iommufs.files import OpenFiles
-from iommufs.fuse.nodes import DeviceNode, Dir, Link, lookup, place, remove
+from iommufs.fuse.nodes import DeviceNode, Dir, Link, Unlisted, lookup, place, remove
 from iommufs.iommu.amd import Amd
 from iommufs.iommu.mock import MockIommu
 from iommufs.iommu.vtd import Vtd
@@ -233,6 +233,11 @@ class Machine:
             node = DeviceNode(misc.mode, misc.rdev, open_file, mapped)
             self._add_node(misc.node, node)
         place(self.root, "dev/vfio/devices", Dir())
+        # A second place, for who cannot have a lookup of ours in /dev itself (namespace.py).
+        directory, iommu = lookup(self.root, "dev/vfio"), lookup(self.root, f"dev/{IOMMU.node}")
+        assert isinstance(directory, Dir), "dev/vfio is a directory"
+        assert isinstance(iommu, DeviceNode), "it was just placed"
+        directory.more = Unlisted({IOMMU.node: iommu})
 
     def _add_node(self, path: str, node: DeviceNode) -> None:
         """A node, and in char/ the link by its number that udev makes for each."""

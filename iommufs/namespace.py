@@ -36,6 +36,9 @@ NUMBERS = ("dev/char", "sys/dev/char")
 # to a name of its own; links to its devices are turned there.
 LINKS = ("block", "class/*", "bus/*/devices", "dev/*")
 MOVED = "machine-"
+# Programs that ask what a node is get an answer of ours where a lookup is ours: not in /dev, where our
+# node would be a mount. So it is a link to a second place, which no directory lists.
+LOOKED_UP = {"iommu": "vfio/iommu"}
 # Where nobody may make device nodes, the machine's /dev as a whole, in ours.
 MACHINE = ".machine"
 
@@ -144,7 +147,9 @@ class Composer:
                 continue
             if at == "devices" and name in self.moved:
                 _show(machine[name], f"{target}/{self.moved[name]}")
-            if name in ours:
+            if inner in LOOKED_UP and os.path.lexists(f"{self.ours}/{LOOKED_UP[inner]}"):
+                os.symlink(LOOKED_UP[inner], to)
+            elif name in ours:
                 _show(ours[name], to)
             elif machine[name].is_symlink():
                 os.symlink(self.turn(os.readlink(machine[name].path)), to)

@@ -50,6 +50,19 @@ class Dir:
 
 
 @dataclass(eq=False)
+class Unlisted:
+    """Entries that are found by name only."""
+
+    entries: dict[str, Node]
+
+    def find(self, name: str) -> Node | None:
+        return self.entries.get(name)
+
+    def names(self) -> Collection[str]:
+        return ()
+
+
+@dataclass(eq=False)
 class Link:
     """A symbolic link."""
 
