@@ -25,7 +25,9 @@ def _fields(text: str, most: int) -> list[int]:
 
 
 def new_id(bus: PciBus, driver: Driver, text: str) -> None:
-    """ "VENDOR DEVICE [SUBVENDOR SUBDEVICE [CLASS MASK [DATA]]]": such functions are the driver's.
+    """From now on the driver takes functions with these ids.
+
+    text  VENDOR DEVICE [SUBVENDOR SUBDEVICE [CLASS MASK [DATA]]]
 
     Those that have no driver are given to it. EINVAL; EEXIST: it takes them already.
     Source: new_id_store()

@@ -407,6 +407,24 @@ async def test_a_model_makes_the_insides_of_its_virtual_functions(tmp_path, monk
     assert insides[1].vf_ids == (0x8086, 0x10CA)
 
 
+class Broken(Twins):
+    def make_vf(self, host, index):
+        if index:
+            raise KeyError("a bug")
+        return super().make_vf(host, index)
+
+
+@pytest.mark.logs("a device model failed")
+async def test_a_model_that_fails_leaves_no_virtual_function(tmp_path, monkeypatch):
+    monkeypatch.setitem(devices.MODELS, "broken", Broken)
+    made = load(tmp_path, model='model = "broken"')
+    before = {path for path, _ in walk(made.root)}
+    assert await set_count(made, 2) == "EIO"
+    assert {path for path, _ in walk(made.root)} == before
+    assert read(made, "0000:01:00.0", "sriov_numvfs") == "0\n"
+    assert await set_count(made, 1) == 0
+
+
 async def test_a_taken_address_is_refused(tmp_path):
     """A topology with a function where a virtual one would be."""
     made = load(tmp_path, x174=0, x176=1)
