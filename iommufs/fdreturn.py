@@ -102,16 +102,22 @@ class FdReturner:
                     notice = ffi.new("struct iofs_notice *")
 
     async def _answer(self, notifier: Any, listener: int, notice: Any) -> None:
-        caller = NotifiedCaller(self, listener, notice)
-        if notice.call in looks.CALLS:
-            result = await looks.result_of(self._operations.device_of(notice.ino), caller, notice)
-        else:
-            result = await self._result_of_open_file(caller, notice)
+        try:
+            result = await self._result_of(NotifiedCaller(self, listener, notice), notice)
+        except Exception:  # nobody else's call must suffer from it
+            log.exception("a notice cannot be answered", call=notice.call, tid=notice.tid)
+            result = -errno.EIO
         if result is None:
             lib.iofs_notice_continue(listener, notice.id)
         else:
             lib.iofs_notice_answer(listener, notice.id, result)
         lib.iofs_notifier_forget(notifier, notice.id)
+
+    async def _result_of(self, caller: NotifiedCaller, notice: Any) -> int | None:
+        """What the call comes to; None: the kernel may carry on."""
+        if notice.call in looks.CALLS:
+            return await looks.result_of(self._operations.device_of(notice.ino), caller, notice)
+        return await self._result_of_open_file(caller, notice)
 
     async def _result_of_open_file(self, caller: NotifiedCaller, notice: Any) -> int | None:
         file = self._file_of(caller, notice.fd)

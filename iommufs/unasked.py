@@ -16,14 +16,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.limits import PAGE_SIZE
-
-log = structlog.get_logger(__name__)
 
 END = 1 << 64
 
@@ -76,9 +72,6 @@ async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
         return -error.errno
     except OSError:
         return None  # the caller or its descriptor is gone
-    except Exception:
-        log.exception("a notice cannot be answered", call=notice.call, tid=notice.tid)
-        return -errno.EIO
     return None
 
 
