@@ -15,8 +15,15 @@ def driver(host):
 
 
 @pytest.fixture
-def plugged(host):
-    return Driver(host, Igb(host, {"wire": "test"}))
+def other(make_host, request):
+    """The other end of a wire."""
+    host = make_host()
+    return Driver(host, Igb(host, {"wire": request.node.name}))
+
+
+@pytest.fixture
+def plugged(host, other, request):
+    return Driver(host, Igb(host, {"wire": request.node.name}))
 
 
 def nvm(driver, word):
@@ -112,6 +119,25 @@ def test_the_link_is_up_when_wanted_and_plugged(plugged):
     assert link(plugged)
     plugged.write(reg.CTRL, 0)
     assert not link(plugged)
+
+
+def test_the_link_needs_both_phys(plugged, other):
+    for driver in (plugged, other):
+        driver.write(reg.CTRL, reg.CTRL_SLU)
+    phy(other, 0, 0x1940)  # powered down
+    assert not link(plugged)
+    assert not link(other)
+    assert phy(plugged, 1) & 0x24 == 0
+    other.model.close()
+    other.model.reset()
+    assert link(plugged)
+    assert phy(plugged, 5) & 0x4000
+
+
+def test_a_wire_with_one_end_has_no_link(host):
+    driver = Driver(host, Igb(host, {"wire": "alone"}))
+    driver.write(reg.CTRL, reg.CTRL_SLU)
+    assert not link(driver)
 
 
 def test_without_a_wire_a_loopback_makes_the_link(driver):

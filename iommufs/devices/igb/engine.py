@@ -7,6 +7,8 @@ and ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from iommufs.devices.igb import registers as reg
 from iommufs.devices.igb.filters import Filters, size_class
 from iommufs.devices.igb.interrupts import Interrupts
@@ -21,14 +23,25 @@ _BROADCAST = b"\xff" * 6
 
 
 class Engine:
-    """wire, pcap  where frames go; looped: they come back instead"""
+    """One end of a wire (wire.End).
+
+    wire, pcap    where frames go; looped: they come back instead
+    link_changed  what to call then
+    """
 
     def __init__(
-        self, host: Host, registers: reg.Registers, interrupts: Interrupts, wire: str | None
+        self,
+        host: Host,
+        registers: reg.Registers,
+        interrupts: Interrupts,
+        wire: str | None,
+        link_changed: Callable[[], None],
     ) -> None:
         self._host = host
         self._registers = registers
         self._interrupts = interrupts
+        self.powered = True
+        self.link_changed = link_changed
         self.wire = Wire(wire, self)
         self.pcap: Pcap | None = None
         self.looped = False

@@ -75,8 +75,10 @@ class Igb(Model):
         self._pcap_path = _string(options, "pcap_out")
         self._registers = reg.Registers(host)
         self._interrupts = interrupts.Interrupts(host, self._registers)
-        self._engine = Engine(host, self._registers, self._interrupts, wire)
-        self._phy = phy.Phy(plugged=wire is not None)
+        self._engine = Engine(
+            host, self._registers, self._interrupts, wire, link_changed=self._update_link
+        )
+        self._phy = phy.Phy(lambda: self._engine.wire.plugged)
         self._nvm = phy.nvm(_mac(options, self._engine.wire.index))
         self._recorded = False
         self._status = 0
@@ -260,12 +262,13 @@ class Igb(Model):
 
     def _update_link(self) -> None:
         """The link is up if the client wants one and there is an other end, or a loopback."""
+        self._engine.wire.power(self._phy.powered)
         looped = self._phy.loopback or bool(self._registers.get(reg.RCTL) & _RCTL_LOOPBACK)
         self._engine.looped = looped
         wanted = self._registers.get(reg.CTRL) & reg.CTRL_SLU
         was = self._status
         self._status &= ~reg.STATUS_LU
-        if wanted and (looped or self._phy.plugged):
+        if wanted and (looped or self._phy.linked):
             self._status |= reg.STATUS_LU
         self._registers.put(reg.STATUS, self._status)
         if (was ^ self._status) & reg.STATUS_LU:

@@ -7,6 +7,8 @@ is always 1000 Mb/s, full duplex.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # MDIC.
 DATA, OP_WRITE, OP_READ, READY, ERROR = 0xFFFF, 1 << 26, 1 << 27, 1 << 28, 1 << 30
 ADDRESS = 1
@@ -15,7 +17,9 @@ CONTROL, MII_STATUS, ID1, ID2, ADVERTISE, PARTNER, EXPANSION = range(7)
 GIGABIT_CONTROL, GIGABIT_STATUS, EXTENDED_STATUS = 9, 10, 15
 PORT_STATUS, PAGE_SELECT = 17, 31
 
-CONTROL_RESET, CONTROL_LOOPBACK, CONTROL_RESTART = 1 << 15, 1 << 14, 1 << 9
+CONTROL_RESET, CONTROL_LOOPBACK, CONTROL_POWER_DOWN, CONTROL_RESTART = (
+    1 << bit for bit in (15, 14, 11, 9)
+)
 
 _LINK, _NEGOTIATED = 1 << 2, 1 << 5
 _PARTNER_READY = 0x3C00  # both receivers are fine, the partner can do 1000 Mb/s
@@ -42,10 +46,10 @@ _POWER_ON = {
 
 
 class Phy:
-    """plugged  there is a cable with somebody at its other end."""
+    """plugged  tells whether there is a cable with a PHY at its other end that has power."""
 
-    def __init__(self, plugged: bool) -> None:
-        self.plugged = plugged
+    def __init__(self, plugged: Callable[[], bool]) -> None:
+        self._plugged = plugged
         self.reset()
 
     def reset(self) -> None:
@@ -55,6 +59,15 @@ class Phy:
     @property
     def loopback(self) -> bool:
         return bool(self._words[CONTROL] & CONTROL_LOOPBACK)
+
+    @property
+    def powered(self) -> bool:
+        return not self._words[CONTROL] & CONTROL_POWER_DOWN
+
+    @property
+    def linked(self) -> bool:
+        """With the other end."""
+        return self.powered and self._plugged()
 
     def access(self, mdic: int) -> int:
         """What is in MDIC after a command was written to it."""
@@ -75,7 +88,7 @@ class Phy:
         if register == PAGE_SELECT:
             return self._page
         value = self._words.get(self._key(register), 0)
-        if not self.plugged:
+        if not self.linked:
             return value
         if register == MII_STATUS:
             return value | _LINK | _NEGOTIATED

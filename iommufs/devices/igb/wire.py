@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, Protocol
 
 # Wires by name. All functions whose topology names the same one hear each other.
@@ -16,7 +16,14 @@ _wires: dict[str, weakref.WeakSet[Any]] = {}
 
 
 class End(Protocol):
-    """A function on a wire."""
+    """A function on a wire.
+
+    powered       its PHY is
+    link_changed  is called when that of another end has changed
+    """
+
+    powered: bool
+    link_changed: Callable[[], None]
 
     def hear(self, frames: list[bytes]) -> None:
         """Frames come in."""
@@ -35,11 +42,25 @@ class Wire:
             ends.add(end)
             self._ends = ends
 
+    def _others(self) -> list[End]:
+        return [end for end in self._ends if end is not self._end]
+
     def send(self, frames: list[bytes]) -> None:
         """To all others."""
-        for end in list(self._ends):
-            if end is not self._end:
-                end.hear(frames)
+        for end in self._others():
+            end.hear(frames)
+
+    @property
+    def plugged(self) -> bool:
+        """Whether there is another PHY that has power."""
+        return any(end.powered for end in self._others())
+
+    def power(self, on: bool) -> None:
+        """This end's PHY has power, or has not."""
+        if on != self._end.powered:
+            self._end.powered = on
+            for end in self._others():
+                end.link_changed()
 
 
 _PCAP_HEADER = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)  # ns, Ethernet
