@@ -51,9 +51,12 @@ struct side {
    .changed = PTHREAD_COND_INITIALIZER,                                                            \
    .sockets = {-1, -1}}
 
-/* An open is answered by pyfuse3, and who runs pyfuse3 may be waiting for a descriptor to be
- * identified, which readers answer alone: so these two never wait for one another. */
-static struct side opener = SIDE, identifier = SIDE;
+/* An open is answered by pyfuse3, which may first have to open the pages of that file (O_NOATIME);
+ * and who runs pyfuse3 may be waiting for a descriptor to be identified, which readers answer alone.
+ * So none of these waits for another. */
+static struct side opener = SIDE, sharer = SIDE, identifier = SIDE;
+static struct side *const sides[] = {&opener, &sharer, &identifier};
+enum { N_SIDES = sizeof sides / sizeof *sides };
 
 static int send_fd(const struct side *side, int fd) {
   char byte = 0;
@@ -210,15 +213,20 @@ static int start(struct side *side) {
 }
 
 int iofs_side_start(void) {
-  int r = start(&opener);
-  if (!r && (r = start(&identifier)))
-    stop(&opener);
-  return r;
+  for (int i = 0; i < N_SIDES; i++) {
+    int r = start(sides[i]);
+    if (r) {
+      while (i-- > 0)
+        stop(sides[i]);
+      return r;
+    }
+  }
+  return 0;
 }
 
 void iofs_side_stop(void) {
-  stop(&opener);
-  stop(&identifier);
+  for (int i = 0; i < N_SIDES; i++)
+    stop(sides[i]);
 }
 
 /* With `busy` held. */
@@ -235,12 +243,13 @@ static int ask(struct side *side) {
 }
 
 int iofs_transport_open(const char *path, int access_mode) {
-  pthread_mutex_lock(&opener.busy);
-  opener.question = (struct question){.what = OPEN, .path = path, .access_mode = access_mode};
-  int r = ask(&opener);
+  struct side *side = access_mode & O_NOATIME ? &sharer : &opener;
+  pthread_mutex_lock(&side->busy);
+  side->question = (struct question){.what = OPEN, .path = path, .access_mode = access_mode};
+  int r = ask(side);
   if (!r)
-    r = receive_fd(&opener);
-  pthread_mutex_unlock(&opener.busy);
+    r = receive_fd(side);
+  pthread_mutex_unlock(&side->busy);
   return r;
 }
 

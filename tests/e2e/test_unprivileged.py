@@ -139,6 +139,18 @@ def test_contracts_hold_through_the_page_cache(tmp_path):
     shutil.rmtree(f"/tmp/{base.name}", ignore_errors=True)
 
 
+@pytest.mark.parametrize("program", ["groups/ask.py", "unasked/ask.py"])
+def test_a_user_gets_the_answers_that_root_gets(program):
+    """Which are those of Linux (test_groups.py, test_unasked.py)."""
+    asks = str(Path(__file__).parent / program)
+    command = [*IOMMUFS, "run", "--", sys.executable, asks]
+    root = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG
+    )
+    assert len(root.stdout.splitlines()) > 100
+    assert run("user", *command) == (0, root.stdout, "")
+
+
 # ---- mount ----
 
 MOUNT = """
