@@ -207,6 +207,7 @@ class Machine:
                 iommu=self.iommu,
                 group=IommuGroup(function.group),
                 config=function.image.data if function.image is not None else b"",
+                has_vga=function.vga,
             )
 
     def _make_mediated(self, slot: Mediated) -> None:

@@ -45,6 +45,7 @@ class Function:
     hot_reset   bdfs of all functions that one bus or slot reset hits, itself among them; empty:
                 there is no such reset
     irq         Linux's number of its INTx line; 0: none
+    vga         clients reach legacy VGA through it
     """
 
     label: str
@@ -67,6 +68,7 @@ class Function:
     parent: str | None
     irq: int
     dma_mask_bits: int
+    vga: bool = False
 
     @property
     def bus(self) -> int:

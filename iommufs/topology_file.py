@@ -92,6 +92,7 @@ class _Function(_Struct):
     reset_scope: Literal["bus", "slot", "none"] | None = None
     irq: int | None = None
     dma_mask_bits: int = 32
+    vga: bool = False
     options: dict[str, Any] = {}
 
 
@@ -303,6 +304,7 @@ class _Resolver:
             parent=self._parent(i),
             irq=irq,
             dma_mask_bits=config.dma_mask_bits,
+            vga=config.vga,
         )
 
     def _sizes(

@@ -49,7 +49,8 @@ class Inert(Model):
             memory[offset : offset + size] = value.to_bytes(size, "little")
 
     def _memory(self, region: int) -> memoryview | bytearray | None:
-        if self._description.bars[region].mappable:
+        bar = self._description.bars.get(region)  # legacy VGA is none
+        if bar and bar.mappable:
             return self.host.bar(region)
         return self._ports.get(region)
 

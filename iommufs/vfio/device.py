@@ -291,9 +291,8 @@ class DeviceFile:
 
         It ends with the region; an access that begins past its end is one part, for its errno.
         """
-        table, index = self.regions.table, offset >> OFFSET_SHIFT
-        start = offset & OFFSET_MASK
-        end = min(start + size, table[index].size if index < len(table) else 0)
+        index, start = offset >> OFFSET_SHIFT, offset & OFFSET_MASK
+        end = min(start + size, self.regions.end(index, start))
         if size and start >= end:
             yield offset, size
         while start < end:

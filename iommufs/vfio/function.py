@@ -37,6 +37,7 @@ from iommufs.vfio.refused import RefusedDma
 Spawn = Callable[[Callable[[], Awaitable[None]]], Callable[[], None]]
 
 _NO_SOFT_RESET = 0x08
+VGA_CLASS = 0x0300
 
 
 def _nothing() -> None:
@@ -51,6 +52,7 @@ class PciFunction:
     spawn        runs an async function in the background, returns what cancels it
     config       bytes of config space that the model's own description lacks
     can_reset    it can be reset without others (reset.works_alone())
+    has_vga      clients reach legacy VGA memory and ports through it, as region 8 of the model
     iommu, group   what its DMA passes, and who shares that (iommufd/iommu.py)
     vf_ids       vendor and device of a virtual function, whose own registers do not say them
     """
@@ -66,6 +68,7 @@ class PciFunction:
         iommu: Any = None,
         group: Any = None,
         vf_ids: tuple[int, int] | None = None,
+        has_vga: bool = False,
     ) -> None:
         self.address = address
         self.spawn = spawn
@@ -81,6 +84,9 @@ class PciFunction:
         self.model = make_model(self.host)
         self.description = self.model.describe()
         image.check(self.description)
+        self.has_vga = has_vga
+        if has_vga and self.description.class_code >> 8 != VGA_CLASS:
+            raise image.BadDescription("it is no VGA controller")
         if config:
             self.description = replace(self.description, config=config)
         registers = image.power_on(self.description)

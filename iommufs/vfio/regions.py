@@ -19,6 +19,10 @@ from iommufs.vfio.image import BAR0, N_BARS, rom_size
 ROM, CONFIG, VGA = 6, 7, 8
 N_REGIONS = 9
 
+# Where legacy VGA lies in its region, which begins at address 0: memory, two stretches of ports.
+VGA_SIZE = 0xC0000
+VGA_WINDOWS = ((0xA0000, 0xC0000), (0x3B0, 0x3BC), (0x3C0, 0x3E0))
+
 READ, WRITE, MMAP = 1, 2, 4
 OFFSET_MASK = (1 << OFFSET_SHIFT) - 1
 
@@ -47,6 +51,8 @@ class Regions:
         size = rom_size(function.description)
         self.table.append(Region(size, READ if size else 0))
         self.table.append(Region(config.size, READ | WRITE))
+        if function.has_vga:
+            self.table.append(Region(VGA_SIZE, READ | WRITE))
 
     def _bar(self, index: int) -> Region:
         bar = self._function.description.bars.get(index)
@@ -108,14 +114,22 @@ class Regions:
                 self._function.write_bar(index, at, width, value)
         return length
 
+    def end(self, index: int, offset: int) -> int:
+        """Where an access that begins at `offset` of a region ends at the latest; 0: nowhere."""
+        if index == VGA and len(self.table) > VGA:
+            return next((end for start, end in VGA_WINDOWS if start <= offset < end), 0)
+        return self.table[index].size if index < len(self.table) else 0
+
     def _clamp(self, index: int, offset: int, size: int) -> int:
-        region = self.table[index] if index < len(self.table) else Region(0, 0)
-        if offset >= region.size:
+        end = self.end(index, offset)
+        if offset >= end:
             raise UapiError(errno.EINVAL, f"offset {offset:#x} of region {index}")
-        return min(size, region.size - offset)
+        return min(size, end - offset)
 
     def _decoded(self, index: int) -> bool:
         """Whether the function hears an access at all; EIO where the kernel refuses it."""
+        if index == VGA:  # the kernel does not ask (vfio_pci_vga_rw())
+            return True
         if self._function.description.bars[index].io:
             return self._function.io_enabled
         if not self._config.memory_enabled:
@@ -126,8 +140,8 @@ class Regions:
         """(offset, width, hidden) of each access that [offset, offset + length) is made of."""
         table = self._function.msix_table
         start, end = table[1:] if table and table[0] == index else (0, 0)
-        # Ports are four bytes wide at most.
-        widest = 4 if self._function.description.bars[index].io else 8
+        # Ports are four bytes wide at most, and so is VGA.
+        widest = 4 if index == VGA or self._function.description.bars[index].io else 8
         at, last = offset, offset + length
         while at < last:
             if start <= at < end:

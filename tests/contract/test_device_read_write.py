@@ -3,6 +3,9 @@
 import pytest
 import trio
 
+from iommufs import uapi
+from iommufs.errors import UapiError
+from iommufs.vfio.function import PciFunction
 from iommufs.vfio.model import Bar, Description, Model
 from tests.contract.client import refused
 from tests.contract.vfio_client import ALL, CONFIG, EDU, NIC0, NVME, TESTDEV, VfioClient
@@ -234,3 +237,90 @@ async def test_a_model_that_fails_is_eio(vfio, recorder, monkeypatch):
 async def test_a_device_without_an_interrupt_is_still_read(vfio):
     df = await vfio.bound(TESTDEV)
     assert await vfio.pread(df, 2, CONFIG + 0x3C) == bytes(2)
+
+
+# ---- legacy VGA; source: the guest with CONFIG_VFIO_PCI_VGA and a VGA controller
+
+VGA = 8 << 40
+
+
+class VgaModel(Model):
+    """Reads give the offset; what is written is kept."""
+
+    def describe(self):
+        return Description(vendor=1, device=1, class_code=0x030000)
+
+    def open(self):
+        self.accesses = []
+
+    def read(self, region, offset, size):
+        self.accesses.append((region, offset, size))
+        return offset & 0xFF
+
+    def write(self, region, offset, size, value):
+        self.accesses.append((region, offset, size, value))
+
+
+@pytest.fixture
+async def vga(vfio):
+    device = vfio.add("0000:00:1b.0", lambda host: VgaModel(host, {}), has_vga=True)
+    return await vfio.bound(device.index)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "length"),
+    [
+        (0xA0000, 4, 4),
+        (0xBFFFE, 4, 2),
+        (0xBFFFF, 1, 1),
+        (0x3B0, 4, 4),
+        (0x3B0, 16, 12),
+        (0x3BB, 2, 1),
+        (0x3C0, 1, 1),
+        (0x3C0, 8192, 32),
+        (0x3DE, 4, 2),
+        (0x3DF, 1, 1),
+        (0xA0001, 8, 8),
+        (0xA0000, 0x20001, 0x20000),
+        (0, 0, 0),
+    ],
+)
+async def test_vga_is_three_windows(vfio, vga, offset, size, length):
+    assert len(await vfio.pread(vga, size, VGA + offset)) == length
+    assert await vfio.pwrite(vga, bytes(size), VGA + offset) == length
+
+
+@pytest.mark.parametrize("offset", [0, 0x9FFFE, 0xC0000, 0x3AF, 0x3BC, 0x3BF, 0x3E0, 1 << 39])
+async def test_outside_of_them_is_einval(vfio, vga, offset):
+    with refused("EINVAL"):
+        await vfio.pread(vga, 4, VGA + offset)
+    with refused("EINVAL"):
+        await vfio.pwrite(vga, b"x", VGA + offset)
+
+
+async def test_accesses_are_of_four_bytes_at_most_and_decoding_does_not_matter(vfio, vga):
+    await vfio.pwrite(vga, b"\0\0", CONFIG + 4)
+    vga.function.model.accesses.clear()
+    await vfio.pread(vga, 7, VGA + 0xA0001)
+    await vfio.pwrite(vga, b"\1\2", VGA + 0x3C4)
+    assert vga.function.model.accesses == [
+        (8, 0xA0001, 1), (8, 0xA0002, 2), (8, 0xA0004, 4), (8, 0x3C4, 2, 0x201),
+    ]  # fmt: skip
+
+
+async def test_the_vga_region_is_told_and_not_mapped(vfio, vga):
+    info = await vfio.call(vga, uapi.VFIO_DEVICE_GET_REGION_INFO, "vfio_region_info", index=8)
+    assert (info.flags, info.size, info.offset) == (3, 0xC0000, VGA)
+    with pytest.raises(UapiError):
+        vga.check_mmap(vfio.caller, -1, 4096, 1, VGA + 0xA0000)
+
+
+async def test_without_it_there_is_no_such_region(vfio):
+    df = await vfio.bound(EDU)
+    with refused("EINVAL"):
+        await vfio.pread(df, 4, VGA + 0xA0000)
+
+
+def test_only_a_vga_controller_has_it():
+    with pytest.raises(ValueError, match="no VGA controller"):
+        PciFunction("0000:00:1b.0", VfioClient.inert, spawn=None, has_vga=True)

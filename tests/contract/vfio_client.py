@@ -89,13 +89,17 @@ class VfioClient:
             group = self.groups[described.group]
             self.devices.append(VfioDevice(described.cdev, function, dev_set, group, self.files))
 
-    def add(self, address: str, make_model, scope_of: int | None = None) -> VfioDevice:
+    def add(self, address: str, make_model, scope_of: int | None = None, **options) -> VfioDevice:
         """One more device, in a group of its own; reset together with another one or not at all."""
         dev_set = DevSet() if scope_of is None else self.devices[scope_of].dev_set
         if scope_of is not None:
             dev_set.scope[address] = 1000
         function = PciFunction(
-            address, make_model, spawn=self.spawn, iommu=self._iommu, group=IommuGroup(1000)
+            *(address, make_model),
+            spawn=self.spawn,
+            iommu=self._iommu,
+            group=IommuGroup(1000),
+            **options,
         )
         group = VfioGroup(function.group, self.files)
         self.devices.append(VfioDevice(len(self.devices), function, dev_set, group, self.files))
