@@ -24,9 +24,9 @@
     reset_scope = "bus"               # whom a hot reset takes along: bus, slot or none
     options = { dma_mask = 0xfff }    # what the model understands
 
-An image is text as `lspci -xxxx` prints it, rows of zeros may be left out; it has 4096 bytes if
-any row is beyond 0xff. Which bridge leads to a bus is read from the images of the bridges. cdevs
-are vfio0, vfio1, … in the order of the file.
+An image is text as `lspci -xxxx` prints it (lspci.py), rows of zeros may be left out; it has 4096
+bytes if any row is beyond 0xff. Which bridge leads to a bus is read from the images of the bridges.
+cdevs are vfio0, vfio1, … in the order of the file.
 
 Every fault of a file is a TopologyError of one line that names the file, the key and what was
 expected. Model names, options and IOMMU kinds are checked where they are used (machine.py).
@@ -43,7 +43,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from iommufs.pci_image import ConfigImage, parse_image, parse_rows
+from iommufs import lspci
+from iommufs.pci_image import ConfigImage, parse_rows
 from iommufs.topology import Function, Reserved, Topology, TopologyError
 from iommufs.topology_mediated import MediatedConfig, resolve
 
@@ -80,6 +81,7 @@ class _Function(_Struct):
     group: int | None = None
     driver: str = VFIO_DRIVER
     config: str | None = None
+    config_bdf: str | None = None
     bars: dict[str, int] = {}
     writable: dict[str, int] = {}
     rom: int = 0
@@ -187,13 +189,16 @@ class _Resolver:
         self._directory = directory
         self._bdfs: list[str] = []
         self._images: dict[str, ConfigImage | None] = {}
+        self._dumps: list[lspci.Dump | None] = []
 
     def topology(self) -> Topology:
         self._check_reserved()
         for i, config in enumerate(self._file.function):
             bdf = self._bdf(i, config)
             self._bdfs.append(bdf)
-            self._images[bdf] = self._image(i, "config", config.config)
+            dump = self._dump(i, "config", config.config, config.config_bdf or bdf)
+            self._dumps.append(dump)
+            self._images[bdf] = dump.image if dump else None
         groups = self._group_numbers()
         cdev = 0
         functions = []
@@ -239,12 +244,12 @@ class _Resolver:
             raise self._fail_at(i, "bdf", f"{bdf} is there already")
         return bdf
 
-    def _image(self, i: int, key: str, name: str | None) -> ConfigImage | None:
+    def _dump(self, i: int, key: str, name: str | None, bdf: str) -> lspci.Dump | None:
         if name is None:
             return None
         path = self._directory / name
         try:
-            return ConfigImage(parse_image(path.read_text("ascii").splitlines()))
+            return lspci.parse(path.read_text("utf-8"), _full(bdf))
         except OSError as error:
             raise self._fail_at(i, key, f"{path}: {error.strerror}") from None
         except ValueError as error:
@@ -276,10 +281,17 @@ class _Resolver:
         if config.bars and config.model != "inert":
             raise self._fail_at(i, "bars", f"expected none: {config.model} knows its own")
         bars = self._sizes(i, "bars", config.bars, image)
+        rom = config.rom
+        dump = self._dumps[i]
+        if dump and config.model == "inert":
+            told = {str(number): size for number, size in dump.bars.items()}
+            bars = self._sizes(i, "config", told, image) | bars
+            rom = rom or dump.rom
         writable = self._writable(i, config.writable, image)
-        self._check_rom(i, config.rom)
-        contents = self._contents(i, config, bars)
+        self._check_rom(i, rom)
+        contents = self._contents(i, config, bars, rom)
         self._check_msix(i, image, bars, config)
+        vf_dump = self._dump(i, "vf_config", config.vf_config, config.config_bdf or bdf)
         irq = config.irq
         if irq is None:
             irq = image.interrupt_line if image is not None and image.interrupt_pin else 0
@@ -294,8 +306,8 @@ class _Resolver:
             bars=bars,
             writable=writable,
             vf_bars=self._sizes(i, "vf_bars", config.vf_bars, None),
-            vf_image=self._image(i, "vf_config", config.vf_config),
-            rom=config.rom,
+            vf_image=vf_dump.image if vf_dump else None,
+            rom=rom,
             contents={int(key): rows for key, rows in contents.items() if key != ROM},
             rom_contents=contents.get(ROM, {}),
             reset_methods=config.reset_methods,
@@ -337,11 +349,11 @@ class _Resolver:
         return found
 
     def _contents(
-        self, i: int, config: _Function, bars: dict[int, int]
+        self, i: int, config: _Function, bars: dict[int, int], rom: int
     ) -> dict[str, dict[int, bytes]]:
         sizes = {str(number): size for number, size in bars.items()}
-        if config.rom:
-            sizes[ROM] = config.rom
+        if rom:
+            sizes[ROM] = rom
         found = {}
         for name, file in config.contents.items():
             if name not in sizes:
@@ -414,3 +426,8 @@ class _Resolver:
 
 def _bus(bdf: str) -> int:
     return int(bdf[5:7], 16)
+
+
+def _full(bdf: str) -> str:
+    """With the domain."""
+    return bdf if bdf.count(":") == 2 else f"0000:{bdf}"

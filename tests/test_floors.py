@@ -21,6 +21,7 @@ FLOORS = [
     [
         "fuse",
         "pci_image",
+        "lspci",
         "topology",
         "topology_mediated",
         "topology_file",

@@ -92,7 +92,7 @@ FAULTS = {
     "nvme9": f"model: expected one of {THERE}, got 'nvme9'",
     "": f"model: expected one of {THERE}, got ''",
     "edu,fast": "expected KEY=VALUE, got 'fast'",
-    "edu,mask=1": "mask: no such key; there is: bdf, group, driver, config, bars, ",
+    "edu,mask=1": "mask: no such key; there is: bdf, group, driver, config, config_bdf, bars, ",
     "edu,options.group=1": "options.group: no such key; there is: ",
     "edu,group=1,group=2": "group: is there twice",
     "edu,group=x": "group: expected int, got str",
