@@ -36,8 +36,8 @@ NUMBERS = ("dev/char", "sys/dev/char")
 # to a name of its own; links to its devices are turned there.
 LINKS = ("block", "class/*", "bus/*/devices", "dev/*")
 MOVED = "machine-"
-# Programs that ask what a node is get an answer of ours where a lookup is ours: not in /dev, where our
-# node would be a mount. So it is a link to a second place, which no directory lists.
+# Programs that ask what a node is get an answer of ours where a lookup is ours: not in /dev, where
+# our node would be a mount. So it is a link to a second place, which no directory lists.
 LOOKED_UP = {"iommu": "vfio/iommu"}
 # Where nobody may make device nodes, the machine's /dev as a whole, in ours.
 MACHINE = ".machine"
