@@ -150,6 +150,7 @@ class FakeHost:
         return self.pages[page][offset : offset + 1]
 
     def _check(self, iova, length, write):
+        assert 0 <= iova < 1 << 64
         for page in range(iova // PAGE, (iova + length - 1) // PAGE + 1):
             if page not in self.pages:
                 raise self._refused(max(iova, page * PAGE), "unmapped")

@@ -237,6 +237,21 @@ def test_rings_that_cannot_be_read_do_nothing(looped):
     assert [event for event, _ in looped.host.reports] == ["DMA refused"] * 2
 
 
+def test_rings_at_the_end_of_all_addresses_do_nothing(looped):
+    for ring in (looped.tx, looped.rx):
+        looped.write(ring(reg.BAH), 0xFFFFFFFF)
+        looped.write(ring(reg.BAL), 0xFFFFFF80)
+    looped.write(looped.tx(reg.HEAD), 7)
+    looped.sent = 9
+    looped.ring()
+    looped.write(looped.tx(reg.HEAD), 9)
+    looped.write(looped.tx(reg.BAL), TX_RING)
+    looped.write(looped.tx(reg.BAH), 0)
+    looped.write(looped.rx(reg.HEAD), 9)
+    looped.send(frame())
+    assert [event for event, _ in looped.host.reports] == ["DMA refused"] * 2
+
+
 @pytest.mark.parametrize("register", [reg.HEAD, reg.TAIL])
 def test_positions_outside_the_ring_do_nothing(looped, register):
     looped.write(looped.tx(register), 0xFFFFFFFF)

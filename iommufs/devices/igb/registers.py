@@ -165,6 +165,10 @@ class Registers:
     def get64(self, low: int) -> int:
         return self.get(low) | self.get(low + 4) << 32
 
+    def descriptor(self, low: int, index: int) -> int:
+        """The IOVA of a descriptor of the ring whose base is in two registers."""
+        return (self.get64(low) & ~0x7F) + 16 * index & (1 << 64) - 1
+
     def count(self, offset: int, n: int = 1) -> None:
         """Add to a statistics register; it stays at its maximum."""
         if n:

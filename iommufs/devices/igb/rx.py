@@ -97,8 +97,7 @@ class ReceiveQueue:
         count = min(free, BATCH)
         if not count or not self._arrivals:
             return False
-        base = self._registers.get64(reg.rx(self.index, reg.BAL)) & ~0x7F
-        raw = await host.dma_read_spans(_ring(base, head, count, size))
+        raw = await host.dma_read_spans(self._ring(head, count, size))
         if self._generation is not generation or any(isinstance(part, DmaError) for part in raw):
             return False
         n_frames, written, data = self._fill(b"".join(raw))  # type: ignore[arg-type]
@@ -107,7 +106,7 @@ class ReceiveQueue:
             return False
         used = len(written) // _DESCRIPTOR
         done = 0
-        for iova, length in _ring(base, head, used, size):
+        for iova, length in self._ring(head, used, size):
             data.append((iova, written[done : done + length]))
             done += length
         before()
@@ -117,6 +116,15 @@ class ReceiveQueue:
         self._pop(n_frames)
         self._registers.put(reg.rx(self.index, reg.HEAD), (head + used) % size)
         return True
+
+    def _ring(self, first: int, count: int, size: int) -> list[tuple[int, int]]:
+        """(iova, length) of descriptors, which may go round the end of the ring."""
+        until_end = min(count, size - first)
+        descriptor, low = self._registers.descriptor, reg.rx(self.index, reg.BAL)
+        spans = [(descriptor(low, first), _DESCRIPTOR * until_end)]
+        if count > until_end:
+            spans.append((descriptor(low, 0), _DESCRIPTOR * (count - until_end)))
+        return spans
 
     def _drop_what_never_fits(self, size: int) -> None:
         room = self._buffer_size() * (size - 1)
@@ -157,12 +165,3 @@ _ADVANCED = struct.Struct("<IIIHH").pack
 def _legacy(arrival: Arrival, length: int, status: int) -> bytes:
     """The second half of a legacy descriptor: the errors are where bits 24 … 31 are else."""
     return struct.pack("<HHBBH", length, 0, status & 0xFF, status >> 24, arrival.vlan)
-
-
-def _ring(base: int, first: int, count: int, size: int) -> list[tuple[int, int]]:
-    """(iova, length) of descriptors, which may go round the end of the ring."""
-    until_end = min(count, size - first)
-    spans = [(base + _DESCRIPTOR * first, _DESCRIPTOR * until_end)]
-    if count > until_end:
-        spans.append((base, _DESCRIPTOR * (count - until_end)))
-    return spans

@@ -98,11 +98,11 @@ class TransmitQueue:
         count = min(waiting, size - head, BATCH)
         if not count:
             return None
-        base = self._registers.get64(reg.tx(self.index, reg.BAL)) & ~0x7F
-        (raw,) = await host.dma_read_spans([(base + _DESCRIPTOR * head, _DESCRIPTOR * count)])
+        first = self._registers.descriptor(reg.tx(self.index, reg.BAL), head)
+        (raw,) = await host.dma_read_spans([(first, _DESCRIPTOR * count)])
         if isinstance(raw, DmaError) or self._generation is not generation:
             return None
-        packets, reports = self._packets(raw, base + _DESCRIPTOR * head)
+        packets, reports = self._packets(raw, first)
         frames = await self._fetch(host, packets)
         if self._generation is not generation:
             return None
