@@ -57,6 +57,7 @@ struct side {
 static struct side opener = SIDE, sharer = SIDE, identifier = SIDE;
 static struct side *const sides[] = {&opener, &sharer, &identifier};
 enum { N_SIDES = sizeof sides / sizeof *sides };
+static _Atomic int refusing; /* the mount is about to go: a path below it would be another's */
 
 static int send_fd(const struct side *side, int fd) {
   char byte = 0;
@@ -213,6 +214,7 @@ static int start(struct side *side) {
 }
 
 int iofs_side_start(void) {
+  refusing = 0;
   for (int i = 0; i < N_SIDES; i++) {
     int r = start(sides[i]);
     if (r) {
@@ -224,6 +226,8 @@ int iofs_side_start(void) {
   return 0;
 }
 
+void iofs_side_refuse(void) { refusing = 1; }
+
 void iofs_side_stop(void) {
   for (int i = 0; i < N_SIDES; i++)
     stop(sides[i]);
@@ -233,7 +237,7 @@ void iofs_side_stop(void) {
 static int ask(struct side *side) {
   int r = -ENOTCONN;
   pthread_mutex_lock(&side->lock);
-  if (side->running && !side->ending) {
+  if (side->running && !side->ending && !refusing) {
     side->state = ASKED;
     pthread_cond_broadcast(&side->changed);
     r = wait_for_answer(side);

@@ -471,6 +471,7 @@ static void drop_queues(void) {
 void iofs_transport_unmount(void) {
   if (!mount_path)
     return;
+  iofs_side_refuse();
   umount2(mount_path, MNT_DETACH);
   signal_fd(stop_fd);
   readers_stop(2); /* one in a client's stuck page ends with the client, and finds its ioctl gone */

@@ -34,6 +34,7 @@ int mount_may_pass_through(void);
 
 /* side.c: requests to our own mount. */
 int iofs_side_start(void);
+void iofs_side_refuse(void); /* who asks from now on gets ENOTCONN */
 void iofs_side_stop(void);
 
 /* patch.c: what goes into libfuse's answers about a node. */
