@@ -20,6 +20,7 @@ from iommufs import fusermount, launcher, namespace, syscalls, user_namespace
 
 YES, LESS, NO = "yes", "less", "no"
 
+PTRACE_SCOPE = "/proc/sys/kernel/yama/ptrace_scope"
 _PROCMAP_QUERY = 0xC0686611
 _PASSTHROUGH, _DIRECT_IO_ALLOW_MMAP = 1 << 37, 1 << 36
 _FUSE_INIT = struct.Struct("=40x4II")  # major, minor, max_readahead, flags, flags2
@@ -170,13 +171,17 @@ def _descriptors(tried: dict[str, Any]) -> Finding:
     return Finding(name, LESS, f"no filter: {tried['filter']}", remedy)
 
 
-def _memory() -> Finding:
-    name = "memory of programs"
+def _ptrace_scope() -> int:
+    """Yama's; 0 where there is none."""
     try:
-        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
-            scope = int(file.read())
+        with open(PTRACE_SCOPE, encoding="ascii") as file:
+            return int(file.read())
     except OSError:
-        return Finding(name, YES, "can be read and written")
+        return 0
+
+
+def _memory() -> Finding:
+    name, scope = "memory of programs", _ptrace_scope()
     if scope < 3:
         return Finding(name, YES, f"can be read and written (kernel.yama.ptrace_scope={scope})")
     return Finding(name, NO, "kernel.yama.ptrace_scope=3 forbids it", "boot with another value")
@@ -214,6 +219,9 @@ def _mount_command() -> Finding:
     name = "iommufs mount"
     if user_namespace.may_mount():
         return Finding(name, YES, "for all users")
+    if scope := _ptrace_scope():
+        why = f"cannot touch the memory of programs: kernel.yama.ptrace_scope={scope}"
+        return Finding(name, LESS, why, "sysctl kernel.yama.ptrace_scope=0")
     if shutil.which(fusermount.PROGRAM):
         return Finding(name, LESS, "for this user, by fusermount3", "run as root (sudo)")
     return Finding(name, LESS, "not without fusermount3", "apt-get install fuse3")
