@@ -11,13 +11,18 @@ number → offset → bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from iommufs.vfio.model import Description, Host, Model
 
 
 class Inert(Model):
     """Config space, BARs and interrupts as described, and nothing behind them."""
+
+    options: ClassVar = {
+        "register_width": "bytes of its registers: a narrower read gives the lower part of one, "
+        "whichever part was meant; 1 (all memory), 2, 4 or 8",
+    }
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         super().__init__(host, options)
@@ -29,6 +34,9 @@ class Inert(Model):
             if region in self._contents and not bar.mappable
         }
         self._is_filled = False
+        self._register_width = options.get("register_width", 1)
+        if self._register_width not in (1, 2, 4, 8):
+            raise ValueError("register_width: expected 1, 2, 4 or 8")
 
     def describe(self) -> Description:
         return self._description
@@ -41,6 +49,8 @@ class Inert(Model):
         memory = self._memory(region)
         if memory is None:
             return (1 << 8 * size) - 1
+        if size < self._register_width:
+            offset -= offset % self._register_width
         return int.from_bytes(memory[offset : offset + size], "little")
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:

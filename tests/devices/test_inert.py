@@ -64,6 +64,20 @@ def test_contents_are_there_at_first_and_after_a_reset(host):
         inert.reset()
 
 
+def test_registers_that_are_not_bytes(host):
+    options = {"description": DESCRIPTION, "contents": CONTENTS, "register_width": 4}
+    inert = host.plug(Inert(host, options))
+    assert [inert.read(0, at, 1) for at in (0x14, 0x15, 0x17)] == [4] * 3
+    assert [inert.read(0, at, 2) for at in (0x14, 0x16)] == [0x0504] * 2
+    assert inert.read(0, 0x14, 4) == 0x07060504
+    assert inert.read(0, 0x10, 8) == 0x0706050403020100
+
+
+def test_a_register_has_a_size_that_an_access_can_have(host):
+    with pytest.raises(ValueError, match="register_width"):
+        Inert(host, {"description": DESCRIPTION, "register_width": 3})
+
+
 def test_a_reset_clears_the_memory(inert):
     inert.write(0, 8, 4, 1)
     inert.reset()

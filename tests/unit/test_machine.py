@@ -147,7 +147,7 @@ FAULTS = {
     ),
     "an option for what has none": (
         EDU.replace("edu", "inert") + 'config = "x.hex"\noptions = { mask = 1 }',
-        "function[0]: options.mask: no option of inert; there is: none",
+        "function[0]: options.mask: no option of inert; there is: register_width",
     ),
     "an IOMMU nobody knows": (
         '[iommu]\nkind = "apple"',
