@@ -7,9 +7,10 @@
 #include "alloc.h"
 #include "device_host.h"
 
-/* A route that changed waits that long for what is under way: it may be stuck in a client's memory,
- * which the client itself keeps from being written. Linux would have pinned it. */
-#define PATIENCE_NS 2000000l
+/* A route that changed waits that long for what is under way, which is a matter of microseconds once
+ * its thread runs; unless it is stuck in memory that the client itself keeps from being written. */
+#define NAP_NS 20000l
+#define MAX_NAPS 500
 
 struct iofs_route {
   _Atomic uint32_t refs;
@@ -31,8 +32,8 @@ struct iofs_route *iofs_route_new(void) {
 void route_get(struct iofs_route *route) { route->refs++; }
 
 static void wait_for_users(const _Atomic uint32_t *n_users) {
-  const struct timespec nap = {0, PATIENCE_NS / 100};
-  for (int i = 0; i < 100 && *n_users; i++)
+  const struct timespec nap = {0, NAP_NS};
+  for (int i = 0; i < MAX_NAPS && *n_users; i++)
     nanosleep(&nap, NULL);
 }
 

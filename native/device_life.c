@@ -22,7 +22,7 @@
 #define IDLE_PART 16
 #define MAX_SLEEP_NS 10000000ull
 /* The end of a life is waited for that long: a client's memory may not answer at all. */
-#define PATIENCE_NS 20000000ull
+#define PATIENCE_NS 50000000ull
 
 static uint64_t now_ns(void) {
   struct timespec now;
