@@ -57,13 +57,6 @@ class Fast:
         """The eventfds that SET_IRQS rings of itself, -1 for none; empty: Python is asked."""
         lib.iofs_fast_set_triggers(self._handle, index, fds, len(fds))
 
-    def add_memory(self, position: int, memory: Any, length: int) -> None:
-        """A read there gives these bytes, which stay where they are until they are taken back."""
-        lib.iofs_fast_add_memory(self._handle, position, ffi.from_buffer(memory), length)
-
-    def remove_memory(self, position: int) -> None:
-        lib.iofs_fast_remove_memory(self._handle, position)
-
     def withdraw(self) -> None:
         """Take back all that was said of a device."""
         lib.iofs_fast_withdraw(self._handle)

@@ -224,59 +224,12 @@ int iofs_fast_set_triggers(struct iofs_fast *fast, uint32_t index, const int32_t
   return n && !copy ? -ENOMEM : 0;
 }
 
-static struct fast_memory **find_memory(struct iofs_fast *fast, uint64_t position) {
-  struct fast_memory **at = &fast->memories;
-  while (*at && !(position >= (*at)->position && position - (*at)->position < (*at)->length))
-    at = &(*at)->next;
-  return at;
-}
-
-int iofs_fast_add_memory(struct iofs_fast *fast, uint64_t position, const void *bytes,
-                         uint64_t length) {
-  struct fast_memory *memory = malloc(sizeof *memory);
-  if (!memory)
-    return -ENOMEM;
-  pthread_mutex_lock(&fast->lock);
-  assert(!*find_memory(fast, position));
-  *memory = (struct fast_memory){fast->memories, position, length, bytes};
-  fast->memories = memory;
-  pthread_mutex_unlock(&fast->lock);
-  return 0;
-}
-
-void iofs_fast_remove_memory(struct iofs_fast *fast, uint64_t position) {
-  pthread_mutex_lock(&fast->lock);
-  struct fast_memory **at = find_memory(fast, position), *memory = *at;
-  if (memory)
-    *at = memory->next;
-  pthread_mutex_unlock(&fast->lock);
-  free(memory);
-}
-
-size_t fast_read_memory(struct iofs_fast *fast, uint64_t position, void *buf, size_t size) {
-  size_t length = 0;
-  pthread_mutex_lock(&fast->lock);
-  struct fast_memory *memory = *find_memory(fast, position);
-  if (memory) {
-    uint64_t left = memory->position + memory->length - position;
-    length = size < left ? size : left;
-    memcpy(buf, memory->bytes + (position - memory->position), length);
-  }
-  pthread_mutex_unlock(&fast->lock);
-  return length;
-}
-
 void iofs_fast_withdraw(struct iofs_fast *fast) {
   pthread_mutex_lock(&fast->lock);
   while (fast->answers) {
     struct fast_answer *answer = fast->answers;
     fast->answers = answer->next;
     free(answer);
-  }
-  while (fast->memories) {
-    struct fast_memory *memory = fast->memories;
-    fast->memories = memory->next;
-    free(memory);
   }
   pthread_mutex_unlock(&fast->lock);
   for (uint32_t index = 0; index < FAST_N_IRQ_INDEXES; index++)

@@ -22,12 +22,6 @@ struct fast_answer {
   uint8_t bytes[]; /* the structure, then the chain */
 };
 
-struct fast_memory {
-  struct fast_memory *next;
-  uint64_t position, length;
-  const uint8_t *bytes;
-};
-
 struct fast_source {
   struct fast_source *next;
   int tgid;
@@ -43,7 +37,6 @@ struct iofs_fast {
   struct known_threads threads;
   uint32_t charge_mode; /* of callers without CAP_IPC_LOCK */
   struct fast_answer *answers;
-  struct fast_memory *memories;
   struct {
     int32_t *fds; /* -1: none */
     uint32_t n;
@@ -59,9 +52,6 @@ struct iofs_iopt *fast_get_iopt(struct iofs_fast *fast, uint32_t id);
 
 /* Whom a thread stands for: its address space, to be put, and whom to charge. NULL: ask Python. */
 struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_charge *charge);
-
-/* Bytes of published memory at a position of the file: their number; 0: ask Python. */
-size_t fast_read_memory(struct iofs_fast *fast, uint64_t position, void *buf, size_t size);
 
 /* Carry out a call whose payload is read: 1, *result is its answer; 0: it is Python's. */
 int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result);

@@ -386,10 +386,6 @@ int iofs_fast_add_answer(struct iofs_fast *fast, uint32_t cmd, uint32_t index, c
                          uint32_t cap_at);
 /* SET_IRQS rings eventfd n of an index, -1 none, which stays open meanwhile. */
 int iofs_fast_set_triggers(struct iofs_fast *fast, uint32_t index, const int32_t *fds, uint32_t n);
-/* A read at this position of the file gives these bytes, as they are then. */
-int iofs_fast_add_memory(struct iofs_fast *fast, uint64_t position, const void *bytes,
-                         uint64_t length);
-void iofs_fast_remove_memory(struct iofs_fast *fast, uint64_t position);
 void iofs_fast_withdraw(struct iofs_fast *fast); /* all of a device */
 
 /* Off: everything goes to Python. On at the beginning. */
@@ -398,7 +394,7 @@ void iofs_fast_enable(int enabled);
 /* Requests since the process began, by who answered them. */
 struct iofs_fast_counts {
   uint64_t ioctls_by_readers, ioctls_by_python;
-  uint64_t reads_by_readers, others; /* others: all that pyfuse3 answers */
+  uint64_t others; /* all that pyfuse3 answers */
 };
 void iofs_fast_counts(struct iofs_fast_counts *out);
 /* ---- device: models in C (native/device.h is their side) ---------------------------------------

@@ -52,7 +52,7 @@ static dev_t our_dev;
 static char *mount_path;
 static _Atomic int ended, passthrough, page_cache, fast_enabled = 1;
 static struct {
-  _Atomic uint64_t ioctls_by_readers, ioctls_by_python, reads_by_readers, others;
+  _Atomic uint64_t ioctls_by_readers, ioctls_by_python, others;
 } counts;
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
@@ -274,26 +274,7 @@ void iofs_fast_enable(int enabled) { fast_enabled = enabled; }
 
 void iofs_fast_counts(struct iofs_fast_counts *out) {
   *out = (struct iofs_fast_counts){counts.ioctls_by_readers, counts.ioctls_by_python,
-                                   counts.reads_by_readers, counts.others};
-}
-
-/* ---- reads ----------------------------------------------------------------------------------- */
-
-/* Answer a read of published memory: 1. The kernel takes the bytes, not the client's pages. */
-static int finish_read(const struct fuse_in_header *in) {
-  static uint8_t bytes[1 << 16]; /* of whose turn it is */
-  const struct fuse_read_in *arg = (const void *)(in + 1);
-  struct iofs_fast *fast;
-  if (!fast_enabled || arg->size > sizeof bytes || !iofs_ioctls_all_released() ||
-      !(fast = fast_get(arg->fh)))
-    return 0;
-  size_t length = fast_read_memory(fast, arg->offset, bytes, arg->size);
-  fast_put(fast);
-  if (!length)
-    return 0;
-  counts.reads_by_readers++;
-  iofs_answer(in->unique, 0, bytes, length);
-  return 1;
+                                   counts.others};
 }
 
 /* ---- readers --------------------------------------------------------------------------------- */
@@ -366,10 +347,6 @@ static void handle(struct reader *me, void *request, size_t length) {
     if (in->nodeid & IOFS_ATTRIBUTE && iofs_ioctls_lend(in->unique, in->pid))
       forward_watched(in, length);
     else
-      forward(in, length);
-    return;
-  case FUSE_READ:
-    if (!finish_read(in))
       forward(in, length);
     return;
   default:

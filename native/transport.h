@@ -58,7 +58,6 @@ void iofs_ioctls_signalled(uint64_t unique); /* its caller was */
 /* A write that pyfuse3 carries out: 1 if it is remembered until iofs_ioctls_remove(). A caller that
  * dies meanwhile has its answer, and it is not there any more. */
 int iofs_ioctls_lend(uint64_t unique, int tid);
-int iofs_ioctls_all_released(void);
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);
 
