@@ -39,74 +39,24 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from iommufs import lspci
 from iommufs.pci_image import ConfigImage, parse_rows
 from iommufs.topology import Function, Reserved, Topology, TopologyError
-from iommufs.topology_mediated import MediatedConfig, resolve
+from iommufs.topology_keys import VFIO_DRIVER, FileKeys, FunctionKeys
+from iommufs.topology_mediated import resolve
 
-VFIO_DRIVER = "vfio-pci"
 ROOT_BUS = 0
 ROM = "rom"
 
 _BDF = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII)
 
 
-class _Struct(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    pass
-
-
-class _Reserved(_Struct):
-    start: int
-    last: int
-    type: Literal["msi", "direct", "direct-relaxable", "reserved"] = "reserved"
-
-
-class _Iommu(_Struct):
-    kind: str = "vtd"
-    reserved: tuple[_Reserved, ...] = ()
-    options: dict[str, Any] = {}
-
-
-class _Iommufd(_Struct):
-    test: bool = False
-
-
-class _Function(_Struct):
-    bdf: str
-    model: str = "inert"
-    group: int | None = None
-    driver: str = VFIO_DRIVER
-    config: str | None = None
-    config_bdf: str | None = None
-    bars: dict[str, int] = {}
-    writable: dict[str, int] = {}
-    rom: int = 0
-    contents: dict[str, str] = {}
-    vf_bars: dict[str, int] = {}
-    vf_config: str | None = None
-    reset_methods: tuple[
-        Literal["device_specific", "acpi", "flr", "af_flr", "pm", "bus", "cxl_bus"], ...
-    ] = ()
-    reset_scope: Literal["bus", "slot", "none"] | None = None
-    irq: int | None = None
-    dma_mask_bits: int = 32
-    vga: bool = False
-    options: dict[str, Any] = {}
-
-
 # What a [[function]] may say.
-FUNCTION_KEYS = _Function.__struct_fields__
-
-
-class _File(_Struct):
-    function: tuple[_Function, ...] = ()
-    mediated: tuple[MediatedConfig, ...] = ()
-    iommu: _Iommu = _Iommu()
-    iommufd: _Iommufd = _Iommufd()
+FUNCTION_KEYS = FunctionKeys.__struct_fields__
 
 
 def default() -> Topology:
@@ -143,7 +93,7 @@ def parse(
     """
     names = _Names(source, labels or {})
     try:
-        file = msgspec.convert(content, _File)
+        file = msgspec.convert(content, FileKeys)
     except msgspec.ValidationError as error:
         raise TopologyError(_in_one_line(str(error), names)) from None
     return _Resolver(file, names, directory).topology()
@@ -183,7 +133,7 @@ def _in_one_line(error: str, names: _Names) -> str:
 class _Resolver:
     """Turns what a file says into a Topology, or into the first fault."""
 
-    def __init__(self, file: _File, names: _Names, directory: Path) -> None:
+    def __init__(self, file: FileKeys, names: _Names, directory: Path) -> None:
         self._file = file
         self._names = names
         self._directory = directory
@@ -233,7 +183,7 @@ class _Resolver:
             if not 0 <= reserved.start <= reserved.last < 1 << 64:
                 raise self._fail(f"iommu.reserved[{i}]", "expected 0 <= start <= last < 2**64")
 
-    def _bdf(self, i: int, config: _Function) -> str:
+    def _bdf(self, i: int, config: FunctionKeys) -> str:
         match = _BDF.fullmatch(config.bdf)
         if not match:
             raise self._fail_at(
@@ -271,7 +221,7 @@ class _Resolver:
             numbers.append(number)
         return numbers
 
-    def _function(self, i: int, config: _Function, group: int, cdev: int | None) -> Function:
+    def _function(self, i: int, config: FunctionKeys, group: int, cdev: int | None) -> Function:
         bdf = self._bdfs[i]
         image = self._images[bdf]
         if image is None and config.model == "inert":
@@ -349,7 +299,7 @@ class _Resolver:
         return found
 
     def _contents(
-        self, i: int, config: _Function, bars: dict[int, int], rom: int
+        self, i: int, config: FunctionKeys, bars: dict[int, int], rom: int
     ) -> dict[str, dict[int, bytes]]:
         sizes = {str(number): size for number, size in bars.items()}
         if rom:
@@ -373,7 +323,7 @@ class _Resolver:
             raise self._fail_at(i, "rom", "expected a power of two, 2048 to 2**24, or 0")
 
     def _check_msix(
-        self, i: int, image: ConfigImage | None, bars: dict[int, int], config: _Function
+        self, i: int, image: ConfigImage | None, bars: dict[int, int], config: FunctionKeys
     ) -> None:
         if image is None or image.msix is None or config.model != "inert":
             return
@@ -399,7 +349,7 @@ class _Resolver:
             raise self._fail_at(i, "bdf", f"expected one bridge that leads to bus {bus:02x}")
         return bridges[0]
 
-    def _hot_reset(self, i: int, config: _Function) -> tuple[str, ...]:
+    def _hot_reset(self, i: int, config: FunctionKeys) -> tuple[str, ...]:
         bdf = self._bdfs[i]
         bus = _bus(bdf)
         scope = config.reset_scope or ("none" if bus == ROOT_BUS else "bus")

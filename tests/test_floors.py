@@ -24,6 +24,7 @@ FLOORS = [
         "lspci",
         "topology",
         "topology_mediated",
+        "topology_keys",
         "topology_file",
         "device_options",
         "pci_bus",

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import trio
@@ -32,6 +32,7 @@ from iommufs.vfio import info
 from iommufs.vfio.bar_dmabuf import BarDmabufs
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
+from iommufs.vfio.dev_set import DevSet
 from iommufs.vfio.dma_log import DmaLog
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
@@ -46,47 +47,6 @@ TURN = 4096
 REQUEST_SECONDS = 10
 
 _ONLY_CDEV = (uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT)
-
-
-class DevSet:
-    """Devices that one bus or slot reset hits together.
-
-    scope  addresses of all functions that it hits, in the order in which Linux tells them, whether
-           they are VFIO devices or not, with the numbers of their IOMMU groups; empty: there is no
-           such reset, and the device is alone
-    """
-
-    def __init__(self, scope: Mapping[str, int] | None = None) -> None:
-        self.scope = dict(scope or {})
-        self.devices: dict[str, VfioDevice] = {}
-        self.needs_reset = False
-
-    def add(self, device: VfioDevice) -> None:
-        self.devices[device.function.address] = device
-
-    def remove(self, device: VfioDevice) -> None:
-        del self.devices[device.function.address]
-
-    def covers_scope(self) -> bool:
-        """Whether every function that the reset hits is a device of ours."""
-        return all(address in self.devices for address in self.scope)
-
-    def reset(self) -> None:
-        """The reset itself, of every function; what clients wrote to config space stays."""
-        with ExitStack() as stack:
-            for device in self.devices.values():
-                if device.bound:
-                    stack.enter_context(device.bound.awake())
-            for device in self.devices.values():
-                device.function.reset_function()
-        self.needs_reset = False
-
-    def closed(self, device: VfioDevice) -> None:
-        """A device was closed. If it could not be reset alone, all are as soon as none is open."""
-        self.needs_reset |= not device.function.can_reset
-        idle = not any(other.bound for other in self.devices.values())
-        if self.scope and self.needs_reset and idle and self.covers_scope():
-            self.reset()
 
 
 class VfioDevice:

@@ -84,6 +84,8 @@ class PciFunction:
         self.model = make_model(self.host)
         self.description = self.model.describe()
         image.check(self.description)
+        if self.native and (self.description.migration or self.description.dma_logging):
+            raise image.BadDescription("models in C cannot be migrated, nor is their DMA logged")
         self.has_vga = has_vga
         if has_vga and self.description.class_code >> 8 != VGA_CLASS:
             raise image.BadDescription("it is no VGA controller")

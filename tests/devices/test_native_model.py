@@ -1,5 +1,6 @@
 """A model in C of others: the example of docs/native-models.md, compiled and plugged in."""
 
+import dataclasses
 import re
 import subprocess
 import textwrap
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from iommufs import uapi
-from iommufs.vfio.model import Bar, Description, NativeModel
+from iommufs.vfio.model import Bar, Description, Migration, NativeModel
 from tests.contract.vfio_client import CONFIG, event
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +80,13 @@ async def test_what_cannot_be_loaded_says_why(vfio, compiled, old, new, error):
     model = counter(compiled(SOURCE.replace(old, new)))
     with pytest.raises(ValueError, match=error):
         vfio.add("0000:09:00.0", lambda host: model(host, {}))
+
+
+@pytest.mark.parametrize("claim", [{"migration": Migration()}, {"dma_logging": True}])
+async def test_its_dma_is_its_own_so_it_cannot_be_migrated_nor_logged(vfio, compiled, claim):
+    class Migrating(counter(compiled(SOURCE))):
+        def describe(self):
+            return dataclasses.replace(super().describe(), **claim)
+
+    with pytest.raises(ValueError, match="models in C cannot be migrated"):
+        vfio.add("0000:09:00.0", lambda host: Migrating(host, {}))

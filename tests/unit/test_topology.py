@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iommufs import topology_file, topology_mediated
+from iommufs import topology_file, topology_keys, topology_mediated
 from iommufs.pci_image import ConfigImage, parse_image
 from iommufs.topology import TopologyError
 
@@ -241,10 +241,12 @@ def test_the_output_of_lspci_is_an_image():
 def test_the_page_about_topologies_has_every_key_and_no_other():
     page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
     documented = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
-    keys = list(topology_file._Function.__struct_fields__)
+    keys = list(topology_keys.FunctionKeys.__struct_fields__)
     keys += topology_mediated.MediatedConfig.__struct_fields__
-    keys += [f"iommu.{key}" for key in topology_file._Iommu.__struct_fields__ if key != "options"]
-    keys += [f"iommufd.{key}" for key in topology_file._Iommufd.__struct_fields__]
+    keys += [
+        f"iommu.{key}" for key in topology_keys.IommuKeys.__struct_fields__ if key != "options"
+    ]
+    keys += [f"iommufd.{key}" for key in topology_keys.IommufdKeys.__struct_fields__]
     assert sorted(documented) == sorted(keys)
 
 
