@@ -52,6 +52,7 @@ lint: set-up
 	$(PYTHON) -m ruff format --check .
 
 test-clients: set-up
+	$(if $(LIBVFN),$(PYTHON) -m pip install --quiet meson)
 	$(PYTHON) -m pytest tests/clients $(if $(LIBVFN),--libvfn=$(LIBVFN)) $(ARGS)
 
 conformance: set-up
