@@ -187,6 +187,7 @@ def stuck_page():
     os.close(fd)
 
 
+@pytest.mark.logs("'reason': 'memory gone'")  # of the second life, if it does not get stuck too
 async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_page):
     fd, address = stuck_page
     nvme = (await NvmeClient().open(vfio, NVME)).start()
