@@ -7,6 +7,7 @@ and ends.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from iommufs.devices.igb import registers as reg
@@ -204,18 +205,14 @@ class Engine:
 
     def _count_kinds(self, frames: list[bytes], by_size: int, broadcast: int, many: int) -> None:
         sizes = [0] * 6
-        n_broadcast = n_many = 0
-        for frame in frames:
-            sizes[size_class(len(frame) + _FCS)] += 1
-            if frame[0] & 1:
-                if frame[:6] == _BROADCAST:
-                    n_broadcast += 1
-                else:
-                    n_many += 1
+        for length, n in Counter(map(len, frames)).items():
+            sizes[size_class(length + _FCS)] += n
+        to_many = [frame for frame in frames if frame[0] & 1]
+        n_broadcast = sum(frame[:6] == _BROADCAST for frame in to_many)
         for i, n in enumerate(sizes):
             self._registers.count(by_size + 4 * i, n)
         self._registers.count(broadcast, n_broadcast)
-        self._registers.count(many, n_many)
+        self._registers.count(many, len(to_many) - n_broadcast)
 
 
 def _octets(frames: list[bytes]) -> int:

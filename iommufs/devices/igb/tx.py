@@ -54,6 +54,19 @@ class Packet(NamedTuple):
         return bool(self.command & _IFCS and not wanted)
 
 
+_NO_CONTEXT = Context()
+
+# Type and command of an advanced data descriptor that is a packet by itself and wants nothing.
+_SIMPLE_MASK = (_EOP | _IFCS | _DEXT | _VLE | _TSE) << 24 | 0xF << 20
+_SIMPLE = (_EOP | _IFCS | _DEXT) << 24 | _DATA << 20
+
+
+def _is_simple(low: int, high: int) -> bool:
+    """Most are."""
+    wants = high >> 8 & (_IXSM | _TXSM)
+    return low & _SIMPLE_MASK == _SIMPLE and not wants and 0 < low & 0xFFFF <= _LONGEST
+
+
 class TransmitQueue:
     def __init__(self, registers: reg.Registers, index: int) -> None:
         self._registers = registers
@@ -123,7 +136,9 @@ class TransmitQueue:
         reports: list[tuple[int, bytes]] = []
         for at, (address, low, high) in enumerate(_parse(raw)):
             command = low >> 24
-            if not command & _DEXT:
+            if not self._length and _is_simple(low, high):
+                packet = Packet([(address, low & 0xFFFF)], command, 0, _NO_CONTEXT, 0, None)
+            elif not command & _DEXT:
                 packet = self._legacy(address, low, high)
             elif low >> 20 & 0xF == _CONTEXT:
                 self._contexts[high >> 4 & 1] = context(address & 0xFFFFFFFF, low, high)
