@@ -7,16 +7,46 @@ from typing import Any
 from iommufs import models as found
 from iommufs.devices import MODELS
 from iommufs.machine import HostFunction, Machine
-from iommufs.topology import Function
+from iommufs.topology import Function, Mediated
 from iommufs.topology_file import FUNCTION_KEYS
-from iommufs.vfio.model import Bar
+from iommufs.vfio.device import VfioDevice
+from iommufs.vfio.model import Bar, Description
 
 _UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 
 
 def devices(machine: Machine) -> list[dict[str, Any]]:
-    """Every function of a machine, in the order of its topology."""
-    return [_device(machine, function) for function in machine.topology.functions]
+    """Every function of a machine, in the order of its topology; then what is no function."""
+    functions = [_device(machine, function) for function in machine.topology.functions]
+    places = zip(machine.topology.mediated, machine.mediated, strict=True)
+    return functions + [_mediated(slot, device) for slot, device in places]
+
+
+def _mediated(slot: Mediated, device: VfioDevice) -> dict[str, Any]:
+    kind = device.function.description.mediated
+    entry = {
+        "bdf": None,
+        "uuid": slot.uuid,
+        "model": slot.model,
+        "group": slot.group,
+        "driver": kind.parent,
+        "cdev": f"vfio{device.index}",
+        "hot_reset": [],
+        "reset_methods": [],
+        "options": dict(slot.options),
+    }
+    return {**entry, **_inside(device.function.description)}
+
+
+def _inside(description: Description) -> dict[str, Any]:
+    return {
+        "id": f"{description.vendor:04x}:{description.device:04x}",
+        "class": f"{description.class_code:06x}",
+        "bars": [_bar(index, bar) for index, bar in sorted(description.bars.items())],
+        "rom": len(description.rom),
+        "msi": description.msi_vectors,
+        "msix": description.msix_vectors,
+    }
 
 
 def _device(machine: Machine, function: Function) -> dict[str, Any]:
@@ -25,18 +55,13 @@ def _device(machine: Machine, function: Function) -> dict[str, Any]:
     return {
         "bdf": function.bdf,
         "model": function.model,
-        "id": f"{description.vendor:04x}:{description.device:04x}",
-        "class": f"{description.class_code:06x}",
         "group": function.group,
         "driver": function.driver,
         "cdev": None if function.cdev is None else f"vfio{function.cdev}",
-        "bars": [_bar(index, bar) for index, bar in sorted(description.bars.items())],
-        "rom": len(description.rom),
-        "msi": description.msi_vectors,
-        "msix": description.msix_vectors,
         "reset_methods": list(function.reset_methods),
         "hot_reset": list(function.hot_reset),
         "options": dict(function.options),
+        **_inside(description),
     }
 
 
@@ -76,14 +101,15 @@ def _model(name: str, package: str | None) -> dict[str, Any]:
 
 
 def devices_text(machine: Machine) -> str:
-    """A table, one line for each function."""
+    """A table, one line for each device."""
     heads = ("ADDRESS", "MODEL", "ID", "GROUP", "CDEV", "BARS", "RESET")
     rows = [heads]
     for device in devices(machine):
         bars = [f"{bar['index']}:{_size(bar)}" for bar in device["bars"]]
         rows.append(
             (
-                *(device["bdf"], device["model"], device["id"], str(device["group"])),
+                device["bdf"] or device["uuid"],
+                *(device["model"], device["id"], str(device["group"])),
                 device["cdev"] or f"({device['driver'] or 'no driver'})",
                 " ".join(bars) or "-",
                 ",".join(device["reset_methods"]) or "-",

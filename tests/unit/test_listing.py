@@ -58,3 +58,13 @@ def test_a_faulty_machine_is_one_line(capsys):
         "iommufs: --device edu,dma_mask=x: edu: "
         "dma_mask must be an integer of at most 64 bits, not 'x'\n"
     )
+
+
+def test_devices_without_an_iommu_are_among_them(tmp_path, capsys):
+    uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    config = tmp_path / "machine.toml"
+    config.write_text(f'[[mediated]]\nuuid = "{uuid}"\nmodel = "serial"\n')
+    line = printed(capsys, "devices", "--config", str(config)).splitlines()[1].split()
+    assert line == [uuid, "serial", "4348:3253", "0", "vfio0", "0:8", "ports", "1:8", "ports", "-"]
+    (device,) = json.loads(printed(capsys, "devices", "--json", "--config", str(config)))
+    assert (device["bdf"], device["uuid"], device["driver"]) == (None, uuid, "mtty")
