@@ -38,6 +38,7 @@ class RunServer:
         self.client: int | None = client
         self.serve = serve
         self.is_ready = False
+        self.is_unmounted = False
 
     def run(self) -> int:
         """Returns the exit status of the server."""
@@ -45,7 +46,7 @@ class RunServer:
             trio.run(self._main)
         except Exception as error:
             return self._report(error)
-        return 0
+        return FAILED if self.is_unmounted else 0
 
     def _report(self, error: Exception) -> int:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -61,11 +62,18 @@ class RunServer:
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_front)
-            nursery.start_soon(self.serve, namespace.TREE, self._ready, self._take_listener)
+            nursery.start_soon(self._serve, nursery.cancel_scope)
             await self._reap()
             if self.host is not None:
                 await self.host.wait_until_alone()
             nursery.cancel_scope.cancel()
+
+    async def _serve(self, scope: trio.CancelScope) -> None:
+        """Until cancelled, or the mount is gone: then we go too, and the front stands in for us."""
+        await self.serve(namespace.TREE, self._ready, self._take_listener)
+        log.error("the tree is gone: calls on its files fail from now on")
+        self.is_unmounted = True
+        scope.cancel()
 
     def _ready(self) -> None:
         self.is_ready = True

@@ -105,6 +105,29 @@ except OSError as error:
     assert python(program) == (0, "True\n", "")
 
 
+def test_a_killed_keeper_ends_the_server_and_other_files_go_on(python):
+    program = f"""{DIRTY}
+server = os.getppid()
+pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+def is_keeper(pid):
+    try:
+        fields = open(f"/proc/{{pid}}/stat").read()
+    except OSError:
+        return False
+    return "(iommufs-keeper)" in fields and fields.rpartition(")")[2].split()[1] == str(server)
+keeper, = filter(is_keeper, pids)
+ended = os.pidfd_open(server)
+os.kill(keeper, 9)
+assert select.select([ended], [], [], 30)[0], "it hangs"
+memfd = os.memfd_create("other")
+os.ftruncate(memfd, 4096)
+print(os.fstat(memfd).st_size, len(mmap.mmap(memfd, 4096)))
+"""
+    status, out, err = python(program)
+    assert (status, out) == (0, "4096 4096\n")
+    assert err == "iommufs: error: the tree is gone: calls on its files fail from now on\n"
+
+
 def test_a_killed_client_that_has_changed_pages_ends_at_once(python):
     assert python(f"{DIRTY}os.kill(os.getpid(), 9)") == (128 + signal.SIGKILL, "", "")
 
