@@ -173,26 +173,29 @@ async def test_data_out_of_reach_is_a_status(nvme):
 
 
 @pytest.fixture
-def stuck_page():
-    """A page of this process whose first touch waits until the descriptor with it is closed."""
+def stuck_pages():
+    """Four pages of this process: touching them waits until the descriptor is closed."""
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(323, os.O_CLOEXEC)
+    fd = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         pytest.skip("userfaultfd is not permitted here")
-    page = mmap.mmap(-1, PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    pages = mmap.mmap(-1, 4 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
-    fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", address, PAGE, 1, 0)))
+    fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", address, 4 * PAGE, 1, 0)))
     yield fd, address
     os.close(fd)
 
 
-async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_page):
-    fd, address = stuck_page
+async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_pages):
+    fd, address = stuck_pages
     nvme = (await NvmeClient().open(vfio, NVME)).start()
-    await nvme.map_at(address, 0x4000_0000, PAGE)
-    nvme.admin.put(c.IDENTIFY, prp1=0x4000_0000, cdw10=1)
-    nvme.admin.ring()
+    iova, lists = 0x4000_0000, nvme.take()
+    await nvme.map_at(address, iova, 4 * PAGE)
+    nvme.write(lists, struct.pack("<3Q", *(iova + i * PAGE for i in (1, 2, 3))))
+    queue = nvme.io_queue()
+    queue.put(c.READ, nsid=1, prp1=iova, prp2=lists, cdw12=31)
+    queue.ring()
     assert select.select([fd], [], [], LONG)[0]  # it waits there now
     nvme.function.reset_function()
     assert nvme.read32(c.CC) == nvme.read32(c.CSTS) == 0
