@@ -12,6 +12,8 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+import iommufs.server  # noqa: F401  before any test imports pyfuse3: see there
+
 CAPABILITIES = {14: "CAP_IPC_LOCK", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN"}
 LOUD = {"warning", "error", "critical", "exception"}
 
