@@ -34,6 +34,10 @@ class Vtd(Iommu):
             raise UapiError(errno.EOPNOTSUPP, f"vtd: flags {flags:#x}")
         return DomainConfig(0, 2**48 - 1, PAGE_SIZES)
 
+    def check_page_requests(self, function: Physical) -> None:
+        """Source: intel_iommu_enable_iopf(): there are none in legacy mode."""
+        raise UapiError(errno.ENODEV, "vtd: no page requests")
+
     def hw_info(self, function: Physical, data_type: int) -> tuple[int, bytes]:
         if data_type not in (
             uapi.IOMMU_HW_INFO_TYPE_DEFAULT,

@@ -228,6 +228,8 @@ class Device(Object):
                 raise UapiError(errno.EINVAL, f"{hwpt} does not suit PASIDs, which are in use")
         elif not hwpt.suits_pasids or (rid is not None and not rid.hwpt.suits_pasids):
             raise UapiError(errno.EINVAL, "a page table does not suit PASIDs")
+        if hwpt.fault is not None:
+            self.iommu.check_page_requests(self.function)
 
     def _set_domain(self, pasid: int, domain: Domain | None) -> None:
         """Tell the driver; iommu_attach_device_pasid() leaves out functions without PASIDs."""

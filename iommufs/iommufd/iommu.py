@@ -206,6 +206,9 @@ class Iommu:
         EINVAL: the function cannot work with a domain that was made for another one.
         """
 
+    def check_page_requests(self, function: Physical) -> None:
+        """Before a function gets a domain whose faults a client answers: the driver's errno."""
+
     def set_dev_pasid(self, function: Physical, pasid: int, domain: Domain | None) -> None:
         """As attach_dev(), for DMA with a PASID. Only of functions with max_pasids() above 0."""
 

@@ -58,6 +58,23 @@ async def test_a_page_table_holds_its_queue(client, file):
     await client.destroy(file, queue.out_fault_id)
 
 
+async def test_a_device_without_page_requests_cannot_be_attached(client, file):
+    """ENODEV, and it stays attached where it was; oracle guest with Intel's IOMMU."""
+    queue = await client.call(file, *KIND)
+    bound = await client.bind(file, 0)
+    ioas = await client.ioas_alloc(file)
+    with_queue = {"flags": FAULT_ID_VALID, "fault_id": queue.out_fault_id}
+    hwpt = await client.hwpt_alloc(file, bound.devid, ioas, **with_queue)
+    with refused("ENODEV"):
+        await bound.attach(hwpt)
+    await bound.attach(ioas)
+    with refused("ENODEV"):
+        await bound.attach(hwpt)
+    await client.destroy(file, hwpt)
+    await bound.detach()
+    await client.close_fd(queue.out_fault_fd)
+
+
 async def test_the_file_outlives_the_iommufd(client, file):
     queue = await client.call(file, *KIND)
     await client.close(file)
