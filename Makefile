@@ -6,7 +6,7 @@
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
 # make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
-#              Debian's of it (140 MB); LIBVFN names the sources of libvfn, which Debian does not have
+#              Debian's of it (170 MB); LIBVFN names the sources of libvfn, which Debian does not have
 # make conformance KERNEL_SRC=DIR    the kernel's own iommufd selftests, from a kernel tree
 # make conformance-vfio KERNEL_SRC=DIR    likewise its vfio selftests
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
