@@ -1,6 +1,7 @@
 """What holds for every test: marks for those that need rights, no log line that nobody expected."""
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -81,3 +82,11 @@ def log_lines(request, caplog):
     assert not unexpected, f"unexpected log lines: {unexpected}"
     silent = [p for p in patterns if not any(re.search(p, line) for line in loud)]
     assert not silent, f"announced, but not logged: {silent}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_heap_of_descriptors():
+    """Machines of tests own files and go with the next collection, which may be far off."""
+    yield
+    if len(os.listdir("/proc/self/fd")) > 200:  # select() knows only 1024
+        gc.collect()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -31,6 +32,7 @@ class BarMemory:
 
     def __init__(self, bars: dict[int, Bar]) -> None:
         self.fd = os.memfd_create("iommufs-bars", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.fd).atexit = False
         os.ftruncate(self.fd, N_REGIONS << OFFSET_SHIFT)
         # A privileged client can open what it has mapped; it must not shrink it under our feet.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
