@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import weakref
 from typing import Any
 
 import trio
@@ -13,17 +15,19 @@ from iommufs.errors import UapiError
 # A client that stores faster than its model takes it in keeps nobody else waiting for longer.
 AT_ONCE = 64
 
-_regions: list[tuple[Any, int]] = []
-_cookies: dict[tuple[Any, int], int] = {}
+N_INDEXES = 16  # more than a function has regions
+
+_next_number = itertools.count()
+_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_functions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def cookie(function: Any, index: int) -> int:
     """The number by which the poller names a region of a function."""
-    key = (function, index)
-    if key not in _cookies:
-        _cookies[key] = len(_regions)
-        _regions.append(key)
-    return _cookies[key]
+    if function not in _numbers:
+        _numbers[function] = next(_next_number)
+        _functions[_numbers[function]] = function
+    return _numbers[function] * N_INDEXES + index
 
 
 def drain(limit: int) -> None:
@@ -35,9 +39,10 @@ def drain(limit: int) -> None:
             break
         stores = together.setdefault((event.cookie, event.scan), [])
         stores.append((event.offset, event.size, event.value))
-    for (number, _), stores in together.items():
-        function, index = _regions[number]
-        if function.config is not None and function.config.memory_enabled:
+    for (named, _), stores in together.items():
+        number, index = divmod(named, N_INDEXES)
+        function = _functions.get(number)  # None: it was taken away
+        if function is not None and function.config is not None and function.config.memory_enabled:
             with contextlib.suppress(UapiError):  # the model failed, which is reported
                 function.store_bar(index, stores)
 

@@ -1,6 +1,9 @@
 """The memory behind BARs: what clients map, and their stores on the way to the model."""
 
+import gc
 import mmap
+import os
+import weakref
 
 import pytest
 import trio
@@ -103,3 +106,16 @@ async def test_a_store_without_memory_decoding_is_not_heard(watched):
         await trio.lowlevel.wait_readable(lib.iofs_watch_fd())
     watch.drain(100)
     assert function.model.calls == []
+
+
+def test_a_function_that_was_watched_can_go(make_function):
+    function = make_function()
+    function.open()
+    function.host.watch(0, 0, 4)
+    function.close()
+    fd, gone = function.bars.fd, weakref.ref(function)
+    del function
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(OSError):
+        os.fstat(fd)
