@@ -117,5 +117,5 @@ def test_a_function_that_was_watched_can_go(make_function):
     del function
     gc.collect()
     assert gone() is None
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
