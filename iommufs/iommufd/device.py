@@ -11,13 +11,16 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.iommufd.ctx import Ctx
+from iommufs.iommufd.fault import FaultGroup
 from iommufs.iommufd.hwpt import Hwpt, HwptNested, HwptPaging
 from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.iommu import Domain, IommuGroup, Physical, RegionType
 from iommufs.iommufd.objects import Object
+from iommufs.limits import PAGE_SIZE
 
 RID = 0
 
@@ -94,6 +97,30 @@ class Device(Object):
         """Where DMA goes: the page table of the group, even if only a sibling is attached."""
         attached = self.group.attached.get(RID)
         return attached.hwpt.domain if attached is not None else None
+
+    def request_page(
+        self, iova: int, write: bool, number: int, respond: Callable[[int], None]
+    ) -> bool:
+        """Ask whoever reads the fault queue for the page at iova; False: nobody does.
+
+        number   of the request among the device's, PRG index
+        respond  gets the answer, IOMMUFD_PAGE_RESP_…, once
+        """
+        found = self.fault_hwpt(RID)
+        if found is None or found[0].fault is None:
+            return False
+        hwpt, pasid = found
+        kinds = uapi.IOMMU_PGFAULT_PERM_READ, uapi.IOMMU_PGFAULT_PERM_WRITE
+        record = uapi.new(
+            "iommu_hwpt_pgfault",
+            flags=uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE,
+            dev_id=self.id,
+            grpid=number,
+            perm=kinds[write],
+            addr=iova & ~(PAGE_SIZE - 1),
+        )
+        hwpt.fault.report(FaultGroup([record], respond, (self.group, pasid)))
+        return True
 
     def set_pt(self, pt_id: int) -> int:
         """Attach to an IOAS or HWPT, or replace what is attached; the id of the HWPT in use.

@@ -107,6 +107,7 @@ class PciFunction:
         self.low_power: Any = None  # LowPower
         self.dmabufs: Any = None  # BarDmabufs
         self._capabilities = {cap.id: cap for cap in self.raw.owned if not cap.extended}
+        self.requests_pages = caps.X_PRI in {cap.id for cap in self.raw.owned if cap.extended}
         if self.native:
             self.native.connect()
             self.raw.changed = self.native.registers_changed

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 import trio
 
-from iommufs import jobs
+from iommufs import jobs, uapi
 from iommufs._native import ffi, lib
 from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
@@ -19,6 +19,10 @@ from iommufs.vfio.native import NativeDevice
 from iommufs.vfio.refused import REASONS, is_said
 
 log = structlog.get_logger(__name__)
+
+# What a page request may mend, and how many can be told apart (PCIe, PRG index).
+CURABLE = ("unmapped", "permission")
+N_PAGE_REQUESTS = 512
 
 # Seconds that a model's engine goes on while nothing makes it wait.
 TURN = 0.0005
@@ -31,6 +35,7 @@ class FunctionHost:
         self._function = function
         self._cancels: set[Callable[[], None]] = set()
         self._turn_ends = 0.0
+        self._page_requests = 0
         self._gate = DmaGate()
 
     # ---- DMA
@@ -49,14 +54,36 @@ class FunctionHost:
 
     async def _dma(self, iova: int, data: Any, length: int) -> Any:
         """A finished job without a fault, to be freed by the caller; DmaError."""
-        async with self._gate:
-            return await self._dma_now(iova, data, length)
-
-    async def _dma_now(self, iova: int, data: Any, length: int) -> Any:
         access = "read" if data == ffi.NULL else "write"
+        while True:
+            async with self._gate:
+                job = await self._dma_now(iova, data, length, access)
+            if not isinstance(job, DmaError):
+                return job
+            if not await self._page_comes(job, access):
+                raise self._refused(job.iova, length, access, job.reason)
+
+    async def _page_comes(self, error: DmaError, access: str) -> bool:
+        """Ask for the page that was missed, if the device can: whether to try again."""
+        device = self._function.iommu_device
+        if error.reason not in CURABLE or not self._function.requests_pages or device is None:
+            return False
+        answered, answers = trio.Event(), []
+
+        def respond(code: int) -> None:
+            answers.append(code)
+            answered.set()
+
+        self._page_requests = (self._page_requests + 1) % N_PAGE_REQUESTS
+        if not device.request_page(error.iova, access == "write", self._page_requests, respond):
+            return False
+        await answered.wait()
+        return answers[0] == uapi.IOMMUFD_PAGE_RESP_SUCCESS
+
+    async def _dma_now(self, iova: int, data: Any, length: int, access: str) -> Any:
         domain, why = self._domain()
         if not domain:
-            raise self._refused(iova, length, access, why)
+            return DmaError(iova, why)
         job = await jobs.finish(lib.iofs_job_dma(domain, iova, data, length))
         if lib.iofs_job_result(job) < 0:
             fault = lib.iofs_job_fault(job)
@@ -64,7 +91,7 @@ class FunctionHost:
             if fault.reason != lib.IOFS_DMA_OK:
                 bad, reason = fault.iova, REASONS[fault.reason]
             lib.iofs_job_free(job)
-            raise self._refused(bad, length, access, reason)
+            return DmaError(bad, reason)
         self._function.counters["dma_bytes"] += length
         if access == "write":
             self._log([(iova, length)])

@@ -69,6 +69,15 @@ def test_example(libvfn, program):
     assert expected in result.stdout
 
 
+def test_page_faults(built, run, tmp_path):
+    """Its device is one that asks for pages; such requests need the IOMMU that has them."""
+    machine = tmp_path / "machine.toml"
+    machine.write_text(f'[iommu]\nkind = "amd"\n[[function]]\nbdf = "{BDF}"\nmodel = "pri"\n')
+    result = run(built / "examples/iopf", "-d", BDF, options=["--config", machine])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "handling page fault on addr 0xfef00000\n"
+
+
 @pytest.mark.parametrize("program", ["open", "identify", "io", "flush", "aer", "timeout"])
 def test_its_own_test(libvfn, program):
     result = libvfn(f"tests/device/{program}")
