@@ -45,7 +45,7 @@ def test_frames_go_round_between_two_ports(testpmd):
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert "TX-dropped: 0 " in rest
+    # What is sent while the ring is full is dropped by testpmd itself: how much depends on time.
     assert "RX-errors: 0" in rest or "RX-dropped: 0 " in rest
     assert "iommufs" not in errors
 
