@@ -27,18 +27,30 @@ WATCH_SLEEP_US = 1000
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
+def _forget(watches: dict[int, Any]) -> None:
+    while watches:
+        lib.iofs_watch_free(watches.popitem()[1])
+
+
+def _let_go(watches: dict[int, Any], maps: dict[int, mmap.mmap], fd: int) -> None:
+    _forget(watches)
+    maps.clear()
+    os.close(fd)
+
+
 class BarMemory:
     """The memfd and our mappings of it. `fd` is what clients map."""
 
     def __init__(self, bars: dict[int, Bar]) -> None:
         self.fd = os.memfd_create("iommufs-bars", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        weakref.finalize(self, os.close, self.fd).atexit = False
         os.ftruncate(self.fd, N_REGIONS << OFFSET_SHIFT)
         # A privileged client can open what it has mapped; it must not shrink it under our feet.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
         self._maps: dict[int, mmap.mmap] = {}
         self._sizes: dict[int, int] = {}
         self._watches: dict[int, Any] = {}
+        # The poller reads what we have mapped: that stays until it does not, at exit too.
+        weakref.finalize(self, _let_go, self._watches, self._maps, self.fd)
         for index, bar in bars.items():
             if bar.mappable and not bar.io:
                 length = max(bar.size, PAGE_SIZE)
@@ -96,6 +108,4 @@ class BarMemory:
             raise MemoryError("no memory for a watched word")
 
     def forget_watches(self) -> None:
-        for watch in self._watches.values():
-            lib.iofs_watch_free(watch)
-        self._watches.clear()
+        _forget(self._watches)

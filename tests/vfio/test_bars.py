@@ -3,6 +3,8 @@
 import gc
 import mmap
 import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -119,3 +121,16 @@ def test_a_function_that_was_watched_can_go(make_function):
     assert gone() is None
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+@pytest.mark.parametrize("end", ["del bars; gc.collect(); time.sleep(0.05)", ""])
+def test_the_poller_never_reads_what_is_gone(end):
+    program = (
+        "import gc, time\n"
+        "from iommufs.vfio.bars import BarMemory\n"
+        "from iommufs.vfio.model import Bar\n"
+        "bars = BarMemory({0: Bar(1 << 20, mappable=True)})\n"
+        "bars.watch(0, 0x98, 4, 0, False)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program + end], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
