@@ -190,6 +190,7 @@ const struct iommufs_device_calls device_calls = {
     .dma_write = device_dma_write,
     .store = life_store,
     .load = life_load,
+    .exchange = life_exchange,
     .watch = life_watch,
     .message = device_message,
     .line = device_line,

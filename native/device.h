@@ -25,6 +25,12 @@
 
 struct iommufs_device; /* one life, as its model sees it */
 
+/* What a client's mapping stored in a watched word. */
+struct iommufs_store {
+  uint64_t offset, value;
+  unsigned bar, size;
+};
+
 /* What a model gives: a constant object, whose name is that of its symbol. */
 struct iommufs_model {
   uint32_t abi; /* IOMMUFS_DEVICE_ABI */
@@ -45,6 +51,10 @@ struct iommufs_model {
   uint64_t (*read)(void *state, unsigned bar, uint64_t offset, unsigned size);
   void (*write)(void *state, unsigned bar, uint64_t offset, unsigned size, uint64_t value);
 
+  /* Stores to a mapping that were seen together, in the order of the watches, for a model that has to
+   * tell them from write(), or to see them at once. NULL: each of them comes as a write(). */
+  void (*stores)(void *state, const struct iommufs_store *stores, size_t n);
+
   /* Do some work, at most some tens of microseconds: 0 if there was none, in which case the thread
    * looks less and less often until a register changes or iommufs_wake(). */
   int (*poll)(void *state);
@@ -57,6 +67,8 @@ struct iommufs_device_calls {
   void (*store)(struct iommufs_device *, unsigned bar, uint64_t offset, unsigned size,
                 uint64_t value);
   uint64_t (*load)(struct iommufs_device *, unsigned bar, uint64_t offset, unsigned size);
+  uint64_t (*exchange)(struct iommufs_device *, unsigned bar, uint64_t offset, unsigned size,
+                       uint64_t value);
   int (*watch)(struct iommufs_device *, unsigned bar, uint64_t offset, unsigned size);
   void (*message)(struct iommufs_device *, unsigned vector);
   void (*line)(struct iommufs_device *, int level);
@@ -100,6 +112,13 @@ static inline void iommufs_store(struct iommufs_device *device, unsigned bar, ui
 static inline uint64_t iommufs_load(struct iommufs_device *device, unsigned bar, uint64_t offset,
                                     unsigned size) {
   return device->calls->load(device, bar, offset, size);
+}
+
+/* iommufs_store(), and what was there before. Where that was stored by a client and not reported yet,
+ * the model knows it now, and it will not be. For registers whose bits a client clears. */
+static inline uint64_t iommufs_exchange(struct iommufs_device *device, unsigned bar,
+                                        uint64_t offset, unsigned size, uint64_t value) {
+  return device->calls->exchange(device, bar, offset, size, value);
 }
 
 /* Have write() called for stores of a client to this word; 4 or 8 bytes. What is there now, or what

@@ -78,6 +78,7 @@ struct life {
   int *finished; /* of whoever waits for the end; may be NULL */
   pthread_cond_t wake;
   struct word *words;
+  struct iommufs_store *stores; /* room for one of each word */
   struct chunk *chunks;
   size_t n_words, n_chunks, n_missed;
   struct { /* what the thread holds while it does DMA; domain: NULL if it does not */
@@ -97,6 +98,8 @@ void life_scan(struct life *life);
 void life_wake(struct life *life);
 void life_store(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size,
                 uint64_t value);
+uint64_t life_exchange(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size,
+                       uint64_t value);
 uint64_t life_load(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size);
 int life_watch(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size);
 

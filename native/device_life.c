@@ -93,21 +93,47 @@ static int is_changed(const struct life *life) {
   return changed != 0;
 }
 
+/* Take the store to a word in, if there is one. */
+static int take(struct life *life, struct word *word, uint64_t *value) {
+  *value = word->has_missed ? word->missed : word->loaded;
+  if (word->loaded == seen(life, word) && !word->has_missed)
+    return 0;
+  if (word->has_missed) { /* what was loaded is for the next scan, if it is still there */
+    word->has_missed = 0;
+    life->n_missed--;
+  } else
+    see(life, word, word->loaded);
+  return 1;
+}
+
+/* All of them at once, for a model that wants them so. */
+static void report_together(struct life *life) {
+  size_t n = 0;
+  uint64_t value;
+  for (size_t i = 0; i < life->n_words; i++) {
+    struct word *word = &life->words[i];
+    if (take(life, word, &value))
+      life->stores[n++] = (struct iommufs_store){word->offset, value, word->bar, word->size};
+  }
+  if (n)
+    life->device->model->stores(life->state, life->stores, n);
+  life->woken |= n != 0;
+}
+
 void life_scan(struct life *life) {
+  uint64_t value;
   if (!is_changed(life))
     return;
   for (size_t i = life->n_words; i--;)
     life->words[i].loaded = load(life->words[i].memory, life->words[i].size);
+  if (life->device->model->stores) {
+    report_together(life);
+    return;
+  }
   for (size_t i = 0; i < life->n_words; i++) {
     struct word *word = &life->words[i];
-    uint64_t value = word->has_missed ? word->missed : word->loaded;
-    if (word->loaded == seen(life, word) && !word->has_missed)
+    if (!take(life, word, &value))
       continue;
-    if (word->has_missed) { /* what was loaded is for the next scan, if it is still there */
-      word->has_missed = 0;
-      life->n_missed--;
-    } else
-      see(life, word, word->loaded);
     life->device->model->write(life->state, word->bar, word->offset, word->size, value);
     life->woken = 1;
   }
@@ -156,8 +182,10 @@ static size_t chunk_of(struct life *life, const unsigned char *memory) {
 static int add_word(struct life *life, const struct word *word) {
   size_t n = life->n_chunks, chunk = chunk_of(life, word->memory);
   struct word *words = alloc_array(life->n_words + 1, sizeof *words);
-  if (!words || (chunk == n && n == life->n_chunks)) {
+  struct iommufs_store *stores = alloc_array(life->n_words + 1, sizeof *stores);
+  if (!words || !stores || (chunk == n && n == life->n_chunks)) {
     alloc_free(words);
+    alloc_free(stores);
     return -ENOMEM;
   }
   if (life->n_words)
@@ -167,7 +195,9 @@ static int add_word(struct life *life, const struct word *word) {
   life->chunks[chunk].mask |= mask_of(word);
   see(life, &words[life->n_words], load(word->memory, word->size));
   alloc_free(life->words);
+  alloc_free(life->stores);
   life->words = words;
+  life->stores = stores;
   life->n_words++;
   return 0;
 }
@@ -198,6 +228,24 @@ void life_store(struct iommufs_device *handle, unsigned bar, uint64_t offset, un
       take_store(life, word, before, value);
   }
   pthread_mutex_unlock(&life->device->lock);
+}
+
+uint64_t life_exchange(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size,
+                       uint64_t value) {
+  struct life *life = life_of(handle);
+  uint64_t before = 0;
+  pthread_mutex_lock(&life->device->lock);
+  unsigned char *memory = place(life, bar, offset, size);
+  if (memory) {
+    struct word *word = find_word(life, bar, offset, size);
+    before = exchange(memory, size, value);
+    if (word) { /* whatever was there, the model is told of it now */
+      see(life, word, before);
+      take_store(life, word, before, value);
+    }
+  }
+  pthread_mutex_unlock(&life->device->lock);
+  return before;
 }
 
 uint64_t life_load(struct iommufs_device *handle, unsigned bar, uint64_t offset, unsigned size) {
@@ -263,6 +311,7 @@ static void discard(struct life *life) {
     iofs_route_put(life->route);
   pthread_cond_destroy(&life->wake);
   alloc_free(life->words);
+  alloc_free(life->stores);
   alloc_free(life->chunks);
   alloc_free(life);
 }

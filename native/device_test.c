@@ -95,6 +95,30 @@ static const struct iommufs_model model = {
     .poll = poll_model,
 };
 
+/* The same, but it takes stores as they are seen. */
+static struct iommufs_store taken[4];
+static size_t n_taken;
+static int n_takes;
+
+static void take_stores(void *state, const struct iommufs_store *stores, size_t n) {
+  (void)state;
+  CHECK(n <= 4);
+  memcpy(taken, stores, n * sizeof *taken);
+  n_taken = n;
+  n_takes++;
+}
+
+static const struct iommufs_model taking_model = {
+    .abi = IOMMUFS_DEVICE_ABI,
+    .create = create,
+    .destroy = destroy,
+    .start = start,
+    .end = end,
+    .write = write_word,
+    .stores = take_stores,
+    .poll = poll_model,
+};
+
 /* ---- around it --------------------------------------------------------------------------------- */
 
 struct scene {
@@ -243,6 +267,54 @@ static void a_read_comes_after_the_stores_before_it(void) {
   tear_down(&scene);
 }
 
+static void store32(unsigned offset, uint32_t value) {
+  __atomic_store_n((uint32_t *)(bar + offset), value, __ATOMIC_RELEASE);
+}
+
+static void stores_are_reported_together_to_a_model_that_wants_them_so(void) {
+  struct scene scene;
+  set_up(&scene);
+  scene.device->model = &taking_model;
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (uint32_t i = 1; i < 200; i++) {
+    n_takes = 0;
+    device_enter(scene.device); /* nobody looks meanwhile */
+    store32(16, i);
+    store32(8, i + 1);
+    store32(0, i + 2);
+    device_leave(scene.device);
+    CHECK_EQ(iofs_device_read(scene.device, 0, 8, 4), i + 1);
+    CHECK(n_takes == 1 && n_taken == 3);
+    CHECK(taken[0].offset == 0 && taken[0].size == 4 && taken[0].value == i + 2);
+    CHECK(taken[1].offset == 8 && taken[1].size == 8 && taken[1].value == i + 1);
+    CHECK(taken[2].offset == 16 && taken[2].bar == 0 && taken[2].value == i);
+  }
+  tear_down(&scene);
+}
+
+static void what_an_exchange_found_is_not_reported_again(void) {
+  struct scene scene;
+  set_up(&scene);
+  scene.device->model = &taking_model;
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  struct iommufs_device *handle = &scene.device->life->handle;
+  n_takes = 0;
+  device_enter(scene.device);
+  CHECK_EQ(iommufs_exchange(handle, 0, 0, 4, 3), 0);
+  store32(0, 5);
+  CHECK_EQ(iommufs_exchange(handle, 0, 0, 4, 9), 5);
+  device_leave(scene.device);
+  CHECK_EQ(iofs_device_read(scene.device, 0, 0, 4), 9);
+  CHECK_EQ(n_takes, 0);
+  device_enter(scene.device);
+  store32(0, 6);
+  iommufs_store(handle, 0, 0, 4, 9); /* this is another matter */
+  device_leave(scene.device);
+  CHECK_EQ(iofs_device_read(scene.device, 0, 0, 4), 9);
+  CHECK(n_takes == 1 && n_taken == 1 && taken[0].value == 6);
+  tear_down(&scene);
+}
+
 static void messages_reach_their_eventfd_if_they_may(void) {
   struct scene scene;
   eventfd_t value;
@@ -350,6 +422,8 @@ int main(void) {
   RUN(what_cannot_be_made_says_why);
   RUN(stores_and_writes_add_up);
   RUN(a_read_comes_after_the_stores_before_it);
+  RUN(stores_are_reported_together_to_a_model_that_wants_them_so);
+  RUN(what_an_exchange_found_is_not_reported_again);
   RUN(messages_reach_their_eventfd_if_they_may);
   RUN(python_hears_of_the_line_of_held_messages_and_of_reports);
   RUN(dma_goes_where_the_route_goes);
