@@ -9,10 +9,10 @@ from iommufs.errors import UapiError
 from iommufs.pci_bus import HostFunction, PciDev
 from iommufs.pci_image import CAP_PM
 from iommufs.sysfs_attrs import Power, boolean
+from iommufs.vfio import rom
 
 STATES = ("D0", "D1", "D2", "D3hot")
 _PM_CONTROL, _PM_D3HOT = 4, 3
-_ROM_SIGNATURE = b"\x55\xaa"
 
 
 class FunctionPower(Power):
@@ -123,10 +123,10 @@ class Rom:
         if not self._enabled:
             raise UapiError(errno.EINVAL, "the ROM is not enabled")
         is_host = isinstance(self._dev.inside, HostFunction)
-        image = b"" if is_host else self._dev.inside.description.rom
-        if not image.startswith(_ROM_SIGNATURE):
-            raise UapiError(errno.EIO, "no image begins with 55 aa")
-        return image[offset : offset + length]
+        images = b"" if is_host else rom.images(self._dev.inside.description.rom)
+        if not images:
+            raise UapiError(errno.EIO, "no image is valid")
+        return images[offset : offset + length]
 
     def write(self, offset: int, data: bytes) -> int:
         self._enabled = boolean(data)

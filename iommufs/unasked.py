@@ -1,6 +1,6 @@
-"""What Linux asks a driver and FUSE nobody: mmap(), lseek(), and read() of nothing.
+"""What Linux asks a driver and FUSE nobody: mmap(), lseek(), read() and write() of nothing.
 
-The kernel maps a backing file, moves a position, and answers 0 to a read of no bytes. Under
+The kernel maps a backing file, moves a position, and answers 0 to a transfer of no bytes. Under
 `iommufs run` the filter (seccomp.py) lets us have our say before: an errno that the driver would
 give is the call's result; otherwise the kernel carries on, as it does where it refuses the call
 before it comes to the driver. What the order of the checks is, oracle probes have told
@@ -24,6 +24,15 @@ from iommufs.limits import PAGE_SIZE
 END = 1 << 64
 
 SEEK_MAX = 4
+LLONG_MAX = (1 << 63) - 1
+
+# Reads and writes: whether it writes, and whether it says where.
+_TRANSFERS = {
+    lib.IOFS_NOTICE_READ: (False, False),
+    lib.IOFS_NOTICE_PREAD: (False, True),
+    lib.IOFS_NOTICE_WRITE: (True, False),
+    lib.IOFS_NOTICE_PWRITE: (True, True),
+}
 
 MAP_TYPE, MAP_SHARED_VALIDATE = 0xF, 0x3
 MAP_TYPES = {mmap.MAP_SHARED, mmap.MAP_PRIVATE, MAP_SHARED_VALIDATE}
@@ -57,15 +66,16 @@ def _look_at(tid: int, fd: int) -> _Descriptor:
     return _Descriptor(int(fields["pos"]), int(fields["flags"], 8) & os.O_ACCMODE)
 
 
-async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
-    """What a noticed call about a file of ours comes to, -errno too; None: ask the kernel."""
+async def result_of(file: Any, caller: Caller, notice: Any, has_path: bool) -> int | None:
+    """What a noticed call about a file of ours comes to, -errno too; None: ask the kernel.
+
+    has_path  it was opened by a path, not made by an ioctl
+    """
     try:
         if notice.call == lib.IOFS_NOTICE_MMAP:
-            _check_mmap(file, caller, notice)
-        elif notice.call == lib.IOFS_NOTICE_READ:
-            descriptor = _look_at(notice.tid, notice.fd)
-            if descriptor.can_read:
-                await file.read(descriptor.position, 0)
+            _check_mmap(file, caller, notice, has_path)
+        elif notice.call in _TRANSFERS:
+            await _transfer_nothing(file, notice)
         else:
             return _lseek(file, notice)
     except UapiError as error:
@@ -73,6 +83,18 @@ async def result_of(file: Any, caller: Caller, notice: Any) -> int | None:
     except OSError:
         return None  # the caller or its descriptor is gone
     return None
+
+
+async def _transfer_nothing(file: Any, notice: Any) -> None:
+    writes, is_placed = _TRANSFERS[notice.call]
+    descriptor = _look_at(notice.tid, notice.fd)
+    position = notice.args[3] if is_placed else descriptor.position
+    if position > LLONG_MAX or not (descriptor.can_write if writes else descriptor.can_read):
+        return  # the kernel refuses it
+    if writes:
+        await file.write(position, b"")
+    else:
+        await file.read(position, 0)
 
 
 def _lseek(file: Any, notice: Any) -> int | None:
@@ -102,13 +124,15 @@ class _Mmap:
         return self.flags & MAP_TYPE == mmap.MAP_PRIVATE
 
 
-def _check_mmap(file: Any, caller: Caller, notice: Any) -> None:
+def _check_mmap(file: Any, caller: Caller, notice: Any, has_path: bool) -> None:
     call = _Mmap(*notice.args)
     call = replace(call, length=call.length + -call.length % PAGE_SIZE)
     descriptor = _look_at(notice.tid, notice.fd)
     check = getattr(file, "check_mmap", None)
     if _kernel_refuses(descriptor, caller.tid, call):
         return
+    if call.prot & mmap.PROT_EXEC and not has_path:
+        raise UapiError(errno.EPERM, "no anonymous inode's memory is executed")
     if check is None:
         # FUSE would map what nobody looks at.
         if call.is_private or lib.iofs_transport_has_page_cache():

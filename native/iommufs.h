@@ -523,7 +523,7 @@ void iofs_transport_unmount(void);
 /* ---- notices: calls that no FUSE server can answer ----------------------------------------------
  *
  * No FUSE server can give its caller a descriptor, nor say that a file of its own is a character
- * device; nor does it hear of mmap(), lseek(), or of a read() of no bytes. Whoever listens to a
+ * device; nor does it hear of mmap(), lseek(), or of a read() or write() of no bytes. Whoever listens to a
  * seccomp filter can, and does. The filter, installed once in the process that becomes the client
  * and inherited by all it starts, makes the callers of these wait, and of the given ioctls, and its
  * listener hears of it. Every other system call costs what the filter costs, or nothing where the
@@ -531,7 +531,10 @@ void iofs_transport_unmount(void);
  */
 enum iofs_notice_call {
   IOFS_NOTICE_IOCTL,
-  IOFS_NOTICE_READ,    /* of no bytes */
+  IOFS_NOTICE_READ,    /* these four of no bytes */
+  IOFS_NOTICE_PREAD,
+  IOFS_NOTICE_WRITE,
+  IOFS_NOTICE_PWRITE,
   IOFS_NOTICE_MMAP,    /* not anonymous, and not as a dynamic loader maps a library */
   IOFS_NOTICE_LSEEK,
   IOFS_NOTICE_LLSEEK,  /* of 32 bits: fd, high, low, result, whence */

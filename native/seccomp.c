@@ -39,6 +39,9 @@
 static const struct iofs_noticed noticed[] = {
   {NATIVE, SYS_ioctl, IOFS_NOTICE_IOCTL, 0},
   {NATIVE, SYS_read, IOFS_NOTICE_READ, 0},
+  {NATIVE, SYS_pread64, IOFS_NOTICE_PREAD, 0},
+  {NATIVE, SYS_write, IOFS_NOTICE_WRITE, 0},
+  {NATIVE, SYS_pwrite64, IOFS_NOTICE_PWRITE, 0},
   {NATIVE, SYS_mmap, IOFS_NOTICE_MMAP, 0},
   {NATIVE, SYS_lseek, IOFS_NOTICE_LSEEK, 0},
   {NATIVE, SYS_fstat, IOFS_NOTICE_FSTAT, 0},
@@ -62,9 +65,9 @@ static const struct iofs_noticed noticed[] = {
 };
 
 enum { N_NOTICED = sizeof(noticed) / sizeof(noticed[0]), MAX_REQUESTS = 64 };
-enum { TABLE = 4, READ_CHECK = 4, MMAP_CHECK = 4, FLAG_CHECK = 2 }; /* instructions */
+enum { TABLE = 4, NOTHING_CHECK = 4, MMAP_CHECK = 4, FLAG_CHECK = 2 }; /* instructions */
 enum {
-  MAX_PROGRAM = TABLE * N_NOTICED + N_NOTICED + 1 + MAX_REQUESTS + 2 + READ_CHECK + MMAP_CHECK +
+  MAX_PROGRAM = TABLE * N_NOTICED + N_NOTICED + 1 + MAX_REQUESTS + 2 + NOTHING_CHECK + MMAP_CHECK +
                 2 * FLAG_CHECK + 2
 };
 
@@ -89,7 +92,7 @@ const struct iofs_noticed *iofs_noticed_call(const struct seccomp_data *data) {
 /* A program that grows; where its parts begin. */
 struct program {
   struct iofs_bpf *out;
-  size_t at, requests, read, mmap, fstatat, statx, allow, notice;
+  size_t at, requests, nothing, mmap, fstatat, statx, allow, notice;
 };
 
 static void put(struct program *program, uint16_t code, uint32_t k) {
@@ -114,7 +117,10 @@ static size_t check_of(const struct program *program, uint32_t call) {
   case IOFS_NOTICE_IOCTL:
     return program->requests;
   case IOFS_NOTICE_READ:
-    return program->read;
+  case IOFS_NOTICE_PREAD:
+  case IOFS_NOTICE_WRITE:
+  case IOFS_NOTICE_PWRITE:
+    return program->nothing;
   case IOFS_NOTICE_MMAP:
     return program->mmap;
   case IOFS_NOTICE_FSTATAT:
@@ -155,8 +161,8 @@ static void put_requests(struct program *program, const uint32_t *requests, size
   put(program, BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
 }
 
-/* A read of nothing: both halves of its length are 0. */
-static void put_read(struct program *program) {
+/* A read or write of nothing: both halves of its length are 0. */
+static void put_nothing(struct program *program) {
   put_load(program, LOWER(2));
   put_jump(program, BPF_JEQ, 0, program->at + 1, program->allow);
   put_load(program, UPPER(2));
@@ -189,8 +195,8 @@ int iofs_seccomp_program(const uint32_t *requests, size_t n, struct iofs_bpf *ou
   if (n > MAX_REQUESTS)
     return -E2BIG;
   program.requests = TABLE * n_tables() + N_NOTICED + 1;
-  program.read = program.requests + 1 + n + 1;
-  program.mmap = program.read + READ_CHECK;
+  program.nothing = program.requests + 1 + n + 1;
+  program.mmap = program.nothing + NOTHING_CHECK;
   program.fstatat = program.mmap + MMAP_CHECK;
   program.statx = program.fstatat + FLAG_CHECK;
   program.allow = program.statx + FLAG_CHECK;
@@ -199,7 +205,7 @@ int iofs_seccomp_program(const uint32_t *requests, size_t n, struct iofs_bpf *ou
     return -E2BIG;
   put_tables(&program);
   put_requests(&program, requests, n);
-  put_read(&program);
+  put_nothing(&program);
   put_mmap(&program);
   put_flags(&program, 3);
   put_flags(&program, 2);

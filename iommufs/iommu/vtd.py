@@ -25,6 +25,7 @@ class Vtd(Iommu):
     name = "vtd"
     instance = "dmar0"
     enforces_coherency = True
+    has_nesting = True  # its driver has; what it needs to be a parent, only scalable mode gives
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return (MSI_WINDOW, *super().reserved_regions(function))

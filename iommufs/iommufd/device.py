@@ -122,20 +122,17 @@ class Device(Object):
         hwpt.fault.report(FaultGroup([record], respond, (self.group, pasid)))
         return True
 
-    def set_pt(self, pt_id: int) -> int:
-        """Attach to an IOAS or HWPT, or replace what is attached; the id of the HWPT in use.
+    def attach(self, pt_id: int, pasid: int = RID) -> int:
+        """Attach to an IOAS or HWPT; the id of the HWPT in use.
 
         ENOENT: no such object; EINVAL: neither of these, a sibling is attached elsewhere, another
-        kind of IOMMU; EADDRINUSE, EFAULT, ENOMEM: the IOAS does not fit. Nothing has changed then.
+        kind of IOMMU, not made for PASIDs; EBUSY: it is attached; EADDRINUSE, EFAULT, ENOMEM: the
+        IOAS does not fit. Nothing has changed then.
         """
-        return self.replace(pt_id) if self.attached else self.attach(pt_id)
-
-    def attach(self, pt_id: int, pasid: int = RID) -> int:
-        """As set_pt(), but EBUSY if it is attached."""
         return self._change(pt_id, pasid, self._attach)
 
     def replace(self, pt_id: int, pasid: int = RID) -> int:
-        """As set_pt(), but EINVAL if it is not attached."""
+        """As attach(), of what is attached: EINVAL if it is not."""
         return self._change(pt_id, pasid, self._replace)
 
     def _change(self, pt_id: int, pasid: int, change: Callable[[Hwpt, int], None]) -> int:

@@ -37,20 +37,17 @@ class EmulatedDevice:
         self._access: Access = access
         self.id: int = access.id
 
-    def set_pt(self, pt_id: int) -> int:
-        """Attach to an IOAS, or move there; ENOENT: no such IOAS; EADDRINUSE: not of whole pages.
-
-        Source: vfio_iommufd_emulated_attach_ioas()
-        """
-        if self._access.ioas is None:
-            self._access.attach(pt_id)
-        else:
-            self._access.replace(pt_id)
+    def attach(self, pt_id: int, pasid: int = 0) -> int:
+        """Attach to an IOAS; ENOENT: no such IOAS; EADDRINUSE: not of whole pages."""
+        self._access.attach(pt_id)
         return pt_id
 
-    attach = set_pt
+    def replace(self, pt_id: int, pasid: int = 0) -> int:
+        """As attach(), of what is attached."""
+        self._access.replace(pt_id)
+        return pt_id
 
-    def detach(self) -> None:
+    def detach(self, pasid: int = 0) -> None:
         self._access.detach()
 
     def unbind(self) -> None:

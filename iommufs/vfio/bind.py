@@ -7,10 +7,7 @@ from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.errors import UapiError
 from iommufs.iommufd.ctx import Ctx
-from iommufs.iommufd.objects import Object
 from iommufs.ucmd import Ucmd
-
-INT_MAX = 0x7FFFFFFF
 
 
 def match_token(device: Any, token: bytes | None) -> None:
@@ -101,29 +98,20 @@ async def device_attach_iommufd_pt(ucmd: Ucmd) -> None:
 
     In:     pt_id  of the iommufd that the device is bound to      flags, pasid
     Out:    pt_id  the HWPT in use
-    Errors: EINVAL  unknown flag; argsz without pasid; see Device.set_pt()   ENOENT  no such pt_id
+    Errors: EINVAL  unknown flag; argsz without pasid
             EOPNOTSUPP  PASID, of a device without an IOMMU
+            others: see Attachments.set_pt()
             EFAULT  pt_id cannot be written; the device is detached then
     Source: vfio_df_ioctl_attach_pt()
     """
     df, cmd = ucmd.file, ucmd.cmd
     pasid = await _pasid(ucmd, uapi.VFIO_DEVICE_ATTACH_PASID)
-    if pasid is not None:
-        _attach_pasid(df, pasid, cmd.pt_id)
-    cmd.pt_id = df.iommu_device.set_pt(cmd.pt_id)
+    cmd.pt_id = df.attachments.set_pt(cmd.pt_id, pasid)
     try:
         await ucmd.write_field("pt_id")
     except BaseException:
-        df.iommu_device.detach()
+        df.attachments.detach(pasid)
         raise
-
-
-def _attach_pasid(df, pasid: int, pt_id: int) -> None:
-    """No page table here is made for PASIDs, which is what iommufd_hwpt_pasid_compat() refuses."""
-    if pasid > INT_MAX:
-        raise UapiError(errno.ENOSPC, f"PASID {pasid:#x}")
-    df.iommu_device.ctx.objects.find(pt_id, Object)
-    raise UapiError(errno.EINVAL, "the page table was not made for PASIDs")
 
 
 async def device_detach_iommufd_pt(ucmd: Ucmd) -> None:
@@ -133,5 +121,4 @@ async def device_detach_iommufd_pt(ucmd: Ucmd) -> None:
     Source: vfio_df_ioctl_detach_pt()
     """
     pasid = await _pasid(ucmd, uapi.VFIO_DEVICE_DETACH_PASID)
-    if pasid is None:
-        ucmd.file.iommu_device.detach()
+    ucmd.file.attachments.detach(pasid)

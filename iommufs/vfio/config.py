@@ -14,6 +14,7 @@ from typing import Any
 from iommufs.errors import UapiError
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import permissions as perms
+from iommufs.vfio import rom
 from iommufs.vfio.capabilities import Capability
 from iommufs.vfio.hardware import (
     COMMAND,
@@ -24,7 +25,7 @@ from iommufs.vfio.hardware import (
     STATUS,
     STATUS_CAPABILITIES,
 )
-from iommufs.vfio.image import BAR0, N_BARS, ROM_BAR, bar_flags, rom_size
+from iommufs.vfio.image import BAR0, N_BARS, ROM_BAR, bar_flags
 
 D3HOT = 3
 
@@ -111,7 +112,7 @@ class Header(Stretch):
                     index += 1
                     config.put(at + 4, 4, config.get(at + 4, 4) & mask >> 32)
             index += 1
-        size = rom_size(description)
+        size = rom.window(description.rom)
         mask = ~(size - 1) & 0xFFFFFFFF | 1 if size else 0
         config.put(ROM_BAR, 4, config.get(ROM_BAR, 4) & mask)
 

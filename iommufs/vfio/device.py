@@ -29,6 +29,7 @@ from iommufs.iommufd.vfio_compat import compat_ioas
 from iommufs.limits import DEFAULT_POLLMASK, PAGE_SIZE
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import info
+from iommufs.vfio.attachments import Attachments
 from iommufs.vfio.bar_dmabuf import BarDmabufs
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
@@ -137,7 +138,7 @@ class VfioDevice:
     def open_by_group(self, ctx: Ctx) -> DeviceFile:
         """One more use of the file that a group gives out; the first one binds and attaches.
 
-        ENODEV: the context has no compatibility IOAS; else as DeviceFile.bind(), Device.attach().
+        ENODEV: no compatibility IOAS; else as DeviceFile.bind(), Attachments.set_pt().
         Source: vfio_df_group_open()
         """
         df = self.bound
@@ -146,7 +147,7 @@ class VfioDevice:
             df.bind(ctx)
             try:
                 with compat_ioas(ctx) as ioas:
-                    df.iommu_device.attach(ioas.id)
+                    df.attachments.set_pt(ioas.id)
             except UapiError:
                 df.unbind()
                 raise
@@ -175,6 +176,7 @@ class DeviceFile:
         self.granted = False
         self.fast = Fast()
         self.iommu_device: Any = None
+        self.attachments: Attachments
         self.irqs: Irqs
         self.config: ConfigSpace
         self.regions: Regions
@@ -294,6 +296,7 @@ class DeviceFile:
             self.iommu_device = None
             raise
         self.function.iommu_device = self.iommu_device
+        self.attachments = Attachments(self.iommu_device)
         self._offer_features()
         self.device.bound = self
         if self.device.pf:

@@ -7,6 +7,7 @@ function: header, then MSI, then MSI-X, one after the other from 0x40 on.
 
 from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import capabilities as caps
+from iommufs.vfio import rom
 from iommufs.vfio.hardware import (
     COMMAND,
     COMMAND_IO,
@@ -45,12 +46,6 @@ def bar_flags(bar: Bar) -> int:
     if bar.io:
         return 1
     return (4 if bar.bits64 else 0) | (8 if bar.prefetchable else 0)
-
-
-def rom_size(description: Description) -> int:
-    """Bytes of the expansion ROM's window, a power of two; 0: there is no ROM."""
-    length = len(description.rom)
-    return max(1 << (length - 1).bit_length(), 2048) if length else 0
 
 
 def check(description: Description) -> None:
@@ -187,6 +182,7 @@ def _put_bars(image: bytearray, description: Description) -> None:
                     memory = given + bar.size
         value = (given | bar_flags(bar)) & ((1 << 8 * width) - 1)
         image[at : at + width] = value.to_bytes(width, "little")
-    if rom_size(description) and not caps.u32(image, ROM_BAR):
-        base = -(-memory // rom_size(description)) * rom_size(description)
+    size = rom.window(description.rom)
+    if size and not caps.u32(image, ROM_BAR):
+        base = -(-memory // size) * size
         image[ROM_BAR : ROM_BAR + 4] = (base & 0xFFFFFFFF).to_bytes(4, "little")

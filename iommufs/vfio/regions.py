@@ -12,9 +12,10 @@ from typing import Any
 
 from iommufs.errors import UapiError
 from iommufs.limits import PAGE_SIZE
+from iommufs.vfio import rom
 from iommufs.vfio.bars import OFFSET_SHIFT
 from iommufs.vfio.config import ConfigSpace
-from iommufs.vfio.image import BAR0, N_BARS, rom_size
+from iommufs.vfio.image import BAR0, N_BARS
 
 ROM, CONFIG, VGA = 6, 7, 8
 N_REGIONS = 9
@@ -48,7 +49,8 @@ class Regions:
         self._function = function
         self._config = config
         self.table = [self._bar(index) for index in range(N_BARS)]
-        size = rom_size(function.description)
+        self._rom = rom.images(function.description.rom)
+        size = rom.window(function.description.rom) if self._rom else 0
         self.table.append(Region(size, READ if size else 0))
         self.table.append(Region(config.size, READ | WRITE))
         if function.has_vga:
@@ -84,7 +86,7 @@ class Regions:
             raise UapiError(errno.EINVAL, f"{offset:#x} + {length:#x} traps in region {index}")
 
     def read(self, position: int, size: int) -> bytes:
-        """Bytes of the device file; EINVAL, EFAULT (config space), EIO."""
+        """Bytes of the device file; EINVAL, EFAULT (config space), EIO, ENOMEM (ROM)."""
         index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
         if index == CONFIG:
             return self._config.read(offset, size)
@@ -156,7 +158,7 @@ class Regions:
             at += width
 
     def _read_rom(self, offset: int, length: int) -> bytes:
-        rom = self._function.description.rom
-        if offset < len(rom) and not self._config.memory_enabled:
-            raise UapiError(errno.EIO, "memory decoding is off")
-        return rom[offset : offset + length].ljust(length, b"\xff")
+        """Past its images the kernel makes up ones, and looks for them at each access."""
+        if not self._config.memory_enabled:
+            raise UapiError(errno.ENOMEM, "memory decoding is off: no image is found")
+        return self._rom[offset : offset + length].ljust(length, b"\xff")

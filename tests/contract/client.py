@@ -28,6 +28,7 @@ from iommufs.iommufd import device
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import IommuGroup
 from iommufs.iommufd.mmap import Arena
+from iommufs.vfio.attachments import Attachments
 
 PAGE = 4096
 U64_MAX = 2**64 - 1
@@ -285,16 +286,17 @@ class ProcessDevice(BoundDevice):
     def __init__(self, client: ProcessClient, bound: device.Device) -> None:
         self._client = client
         self.device = bound
+        self.attachments = Attachments(bound)
         self.devid = bound.id
 
     async def attach(self, pt_id: int) -> int:
         try:
-            return self.device.set_pt(pt_id)
+            return self.attachments.set_pt(pt_id)
         except UapiError as error:
             raise OSError(error.errno, str(error)) from error
 
     async def detach(self) -> None:
-        self.device.detach()
+        self.attachments.detach()
 
     async def close(self) -> None:
         self._client._bound.remove(self)

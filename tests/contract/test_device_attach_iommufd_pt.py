@@ -94,6 +94,24 @@ async def test_detaching_what_is_not_attached_succeeds(vfio, bound):
     await vfio.detach(df)
 
 
+async def test_pasid_0_is_the_rid_under_a_name_of_its_own(vfio, bound):
+    """Source: oracle, random calls; IOMMU_NO_PASID is 0."""
+    df, _, a, b = bound
+    hwpt = await vfio.attach(df, a, flags=1, pasid=0)
+    assert df.iommu_device.attached
+    with refused("EBUSY"):
+        await vfio.attach(df, a)
+    await vfio.detach(df)
+    assert await vfio.attach(df, b, flags=1, pasid=0) != hwpt
+    await vfio.detach(df, flags=1, pasid=0)
+    assert not df.iommu_device.attached
+    await vfio.attach(df, a)
+    with refused("EBUSY"):
+        await vfio.attach(df, b, flags=1, pasid=0)
+    await vfio.detach(df, flags=1, pasid=0)
+    assert df.iommu_device.attached
+
+
 async def test_closing_an_attached_device_leaves_nothing(vfio, bound):
     df, ctx, a, _ = bound
     await vfio.attach(df, a)

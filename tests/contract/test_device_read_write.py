@@ -158,6 +158,12 @@ async def test_a_long_access_lets_others_have_their_turn(vfio, nursery):
 # ---- how accesses are cut
 
 
+# An expansion ROM of 2100 bytes with one image of four sectors.
+IMAGE = b"\x55\xaa".ljust(0x18, b"R") + b"\x1c\0\0\0PCIR"
+IMAGE = (IMAGE.ljust(0x26, b"\0") + b"\x18\0").ljust(0x2C, b"\0") + b"\4\0\0\0\0\x80"
+IMAGE = IMAGE.ljust(2100, b"R")
+
+
 class Recorder(Model):
     """Answers with ones and writes down what it was asked."""
 
@@ -167,7 +173,7 @@ class Recorder(Model):
 
     def describe(self):
         return Description(
-            vendor=1, device=2, class_code=0, rom=b"ROM" * 700, msix_vectors=2,
+            vendor=1, device=2, class_code=0, rom=IMAGE, msix_vectors=2,
             bars={0: Bar(4096), 1: Bar(16, io=True), 2: Bar(4096)},
             msix_table=(2, 0x10), msix_pba=(2, 0x800),
         )  # fmt: skip
@@ -218,12 +224,15 @@ async def test_accesses_are_cut_at_the_msix_table(vfio, recorder):
     assert recorder.function.model.calls == [(2, 8, 8), (2, 0x30, 8), (2, 0x38, 8), (2, 0x40, 8)]
 
 
-async def test_the_rom_past_its_image_is_ones_even_without_decoding(vfio, recorder):
-    assert await vfio.pread(recorder, 6, ROM + 2097) == b"ROM" + ONES * 3
+async def test_the_rom_past_its_image_is_ones_and_nothing_without_decoding(vfio, recorder):
+    assert await vfio.pread(recorder, 6, ROM) == IMAGE[:6]
+    assert await vfio.pread(recorder, 6, ROM + 2045) == b"RRR" + ONES * 3
     await vfio.pwrite(recorder, ALL_OFF, COMMAND)
-    assert await vfio.pread(recorder, 4, ROM + 2100) == ONES * 4
-    with refused("EIO"):
-        await vfio.pread(recorder, 4, ROM)
+    for offset in (0, 2048):
+        with refused("ENOMEM"):
+            await vfio.pread(recorder, 4, ROM + offset)
+    with refused("EINVAL"):
+        await vfio.pread(recorder, 4, ROM + 4096)
 
 
 @pytest.mark.logs("a device model failed")

@@ -15,7 +15,8 @@ X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
 X32 = 0x40000000
 IOCTLS = {(X86_64, 16), (X86_64, X32 | 514), (I386, 54)}
 E2BIG = 7
-READ, MMAP = 0, 9  # of x86-64
+READ, WRITE, MMAP, PREAD, PWRITE = 0, 1, 9, 17, 18  # of x86-64
+TRANSFERS = READ, WRITE, PREAD, PWRITE
 LSEEK, FSTAT, FSTATAT, STATX = 8, 5, 262, 332
 # Always noticed: lseek and fstat, and those of the other tables.
 ALWAYS = {
@@ -97,14 +98,15 @@ def test_other_arguments_do_not_matter(instructions):
 
 def test_other_calls_take_a_fixed_few_instructions(instructions):
     """Linux answers those that look at arch and nr alone from a bitmap, without running them."""
-    others = set(range(400)) - {READ, MMAP, LSEEK, FSTAT, FSTATAT, STATX, 16}
+    others = set(range(400)) - {*TRANSFERS, MMAP, LSEEK, FSTAT, FSTATAT, STATX, 16}
     assert len({run(instructions, X86_64, nr)[1] for nr in others}) == 1
 
 
-def test_a_read_of_nothing_is_noticed(instructions):
+@pytest.mark.parametrize("nr", TRANSFERS)
+def test_a_read_or_write_of_nothing_is_noticed(instructions, nr):
     for length, verdict in [(0, USER_NOTIF), (1, ALLOW), (1 << 32, ALLOW), (2**64 - 1, ALLOW)]:
-        assert run(instructions, X86_64, READ, [3, 0x1000, length])[0] == verdict
-        assert run(instructions, I386, READ, [3, 0x1000, length])[0] == ALLOW
+        assert run(instructions, X86_64, nr, [3, 0x1000, length])[0] == verdict
+        assert run(instructions, I386, nr, [3, 0x1000, length])[0] == ALLOW
 
 
 @pytest.mark.parametrize(

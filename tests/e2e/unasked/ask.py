@@ -1,4 +1,4 @@
-"""Asks the kernel, or iommufs, about mmap() and about reading nothing: one line per answer.
+"""Asks the kernel, or iommufs, about mmap() and transfers of nothing: one line per answer.
 
 Run on a Linux with the devices of the default machine, its answers are linux_7.3.txt.
 """
@@ -13,10 +13,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+for call in (libc.read, libc.write):
+    call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+for call in (libc.pread, libc.pwrite):
+    call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 FAILED = ctypes.c_void_p(-1).value
 
 BIND, FAULT_QUEUE_ALLOC = 0x3B76, 0x3B8E
+SET_IOMMU, SET_CONTAINER, GET_DEVICE_FD = 0x3B66, 0x3B68, 0x3B6A
 READ, WRITE, EXEC = 1, 2, 4
 RW = READ | WRITE
 SHARED, PRIVATE, VALIDATE, FIXED, ANONYMOUS = 1, 2, 3, 0x10, 0x20
@@ -36,9 +40,14 @@ def map_(name, fd, offset=0, length=PAGE, prot=RW, flags=SHARED, at=0):
         libc.munmap(address, length)
 
 
-def read_nothing(name, fd):
-    result = libc.read(fd, None, 0)
-    tell(f"{name} read 0", result, result < 0)
+def move_nothing(name, fd):
+    for call in ("read", "write"):
+        result = getattr(libc, call)(fd, None, 0)
+        tell(f"{name} {call} 0", result, result < 0)
+    for call in ("pread", "pwrite"):
+        for position in (0, CONFIG, 1 << 62, -1):
+            result = getattr(libc, call)(fd, None, 0, position)
+            tell(f"{name} {call} 0 at {position:#x}", result, result < 0)
 
 
 def a_place():
@@ -81,9 +90,9 @@ def ask_what_is_never_mapped(name, path):
         map_(f"{name} 1 << {shift} bytes", read_write, length=1 << shift)
     map_(f"{name} all", read_write, length=(1 << 64) - 1)
     map_(f"{name} private", read_write, prot=READ, flags=PRIVATE)
-    read_nothing(name, read_write)
-    read_nothing(f"{name} read-only", read_only)
-    read_nothing(f"{name} write-only", write_only)
+    move_nothing(name, read_write)
+    move_nothing(f"{name} read-only", read_only)
+    move_nothing(f"{name} write-only", write_only)
 
 
 def bound(number, iommu):
@@ -112,7 +121,7 @@ def ask_device(iommu):
     map_("edu region 4096", edu, offset=4096 << 40)
     read_only = os.open("/dev/vfio/devices/vfio0", os.O_RDONLY)
     map_("edu not bound through this", read_only, prot=READ)
-    read_nothing("edu", edu)
+    move_nothing("edu", edu)
     mapped = libc.mmap(0, PAGE, RW, SHARED, edu, 0)
     config = bytearray(os.pread(edu, 2, CONFIG + 4))
     config[0] |= 2
@@ -132,25 +141,41 @@ def ask_device(iommu):
     map_("testdev past the last page", testdev, length=2 * PAGE)
 
 
+def ask_device_of_group(group):
+    container = os.open("/dev/vfio/vfio", os.O_RDWR)
+    fcntl.ioctl(group, SET_CONTAINER, struct.pack("i", container))
+    fcntl.ioctl(container, SET_IOMMU, 3)
+    nvme = fcntl.ioctl(group, GET_DEVICE_FD, bytearray(b"0000:01:00.0\0"))
+    map_("device of group", nvme)
+    map_("device of group, exec", nvme, prot=READ | EXEC)
+    map_("device of group, private exec", nvme, prot=READ | EXEC, flags=PRIVATE)
+    map_("device of group, past the end exec", nvme, offset=BAR_1, prot=READ | EXEC)
+    os.close(nvme)
+
+
 def ask_others(iommu):
     argument = bytearray(struct.pack("IIII", 16, 0, 0, 0))
     fcntl.ioctl(iommu, FAULT_QUEUE_ALLOC, argument)
     faults = struct.unpack("IIII", argument)[3]
-    read_nothing("faults", faults)
+    move_nothing("faults", faults)
     map_("faults", faults)
     map_("faults length 0", faults, length=0)
+    map_("faults exec", faults, prot=READ | EXEC)
+    map_("faults length 0, exec", faults, length=0, prot=READ | EXEC)
+    map_("faults private exec", faults, prot=READ | EXEC, flags=PRIVATE)
     group = os.open("/dev/vfio/9", os.O_RDWR)
-    read_nothing("group", group)
+    move_nothing("group", group)
     map_("group", group)
+    ask_device_of_group(group)
     path = os.open("/dev/iommu", os.O_PATH)
-    read_nothing("path", path)
+    move_nothing("path", path)
     map_("path", path)
     closed = os.dup(path)
     os.close(closed)
-    read_nothing("closed", closed)
+    move_nothing("closed", closed)
     map_("closed", closed)
     directory = os.open("/dev/vfio", os.O_RDONLY)
-    read_nothing("directory", directory)
+    move_nothing("directory", directory)
     map_("directory", directory, prot=READ)
 
 
