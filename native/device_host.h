@@ -52,15 +52,18 @@ struct iofs_device {
   struct device_events events;
 };
 
-/* Eight bytes of BAR memory with one or two watched words in them. */
+/* Eight bytes of BAR memory with one or two watched words in them, neighbours in the order in which
+ * they were watched. */
 struct chunk {
   const uint64_t *memory;
   uint64_t seen, mask; /* mask: the bits that are watched */
+  uint64_t loaded;     /* by the scan that goes on */
+  size_t first_word, n_words;
 };
 
 struct word {
   unsigned char *memory;
-  uint64_t offset, loaded;
+  uint64_t offset;
   uint64_t missed; /* a store of a client that one of the model fell upon, if has_missed */
   size_t chunk;
   uint32_t bar, size;

@@ -2,8 +2,8 @@
  * Lives of devices (device.h): the thread that works for one, and the words of BAR memory in which
  * it looks for stores of clients.
  *
- * A scan loads the words from the last to the first and reports what changed from the first to the
- * last: a scan that loads a new doorbell loads what was stored before it too.
+ * A scan loads the words from the last to the first, eight bytes at a time, and reports what changed
+ * from the first to the last: a scan that loads a new doorbell loads what was stored before it too.
  */
 #define _GNU_SOURCE
 #include <assert.h>
@@ -18,6 +18,7 @@
 
 /* After work there is likely to be more soon: this long the thread looks again and again. */
 #define SPIN_NS 200000ull
+#define LOOKS 20 /* of about 50 ns, before it lets others run */
 /* Then it sleeps between two looks, for a part of the time without work, at most so long. */
 #define IDLE_PART 16
 #define MAX_SLEEP_NS 10000000ull
@@ -32,6 +33,14 @@ static uint64_t now_ns(void) {
 
 static struct timespec time_of(uint64_t ns) {
   return (struct timespec){(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+}
+
+static void pause_a_moment(void) {
+#if defined __x86_64__ || defined __i386__
+  __builtin_ia32_pause();
+#elif defined __aarch64__
+  __asm__ volatile("yield");
+#endif
 }
 
 static void init_cond(pthread_cond_t *cond) {
@@ -74,69 +83,66 @@ static uint64_t mask_of(const struct word *word) {
   return word->size == 8 ? UINT64_MAX : (uint64_t)UINT32_MAX << shift_of(word);
 }
 
-static uint64_t seen(const struct life *life, const struct word *word) {
-  return (life->chunks[word->chunk].seen & mask_of(word)) >> shift_of(word);
+static uint64_t part_of(uint64_t chunk, const struct word *word) {
+  return (chunk & mask_of(word)) >> shift_of(word);
 }
 
-static void see(struct life *life, const struct word *word, uint64_t value) {
-  struct chunk *chunk = &life->chunks[word->chunk];
-  chunk->seen = (chunk->seen & ~mask_of(word)) | (value << shift_of(word) & mask_of(word));
+static void set_part(uint64_t *chunk, const struct word *word, uint64_t value) {
+  *chunk = (*chunk & ~mask_of(word)) | (value << shift_of(word) & mask_of(word));
 }
 
-/* Nearly always nothing is new, so this is what has to be fast. */
-static int is_changed(const struct life *life) {
+/* Whether there is anything to report. Nearly always nothing is new, so this is what has to be
+ * fast. */
+static int load_chunks(struct life *life) {
   uint64_t changed = life->n_missed;
-  for (size_t i = 0; i < life->n_chunks; i++) {
-    const struct chunk *chunk = &life->chunks[i];
-    changed |= (__atomic_load_n(chunk->memory, __ATOMIC_RELAXED) ^ chunk->seen) & chunk->mask;
+  for (size_t i = life->n_chunks; i--;) {
+    struct chunk *chunk = &life->chunks[i];
+    chunk->loaded = __atomic_load_n(chunk->memory, __ATOMIC_ACQUIRE);
+    changed |= (chunk->loaded ^ chunk->seen) & chunk->mask;
   }
   return changed != 0;
 }
 
 /* Take the store to a word in, if there is one. */
 static int take(struct life *life, struct word *word, uint64_t *value) {
-  *value = word->has_missed ? word->missed : word->loaded;
-  if (word->loaded == seen(life, word) && !word->has_missed)
+  struct chunk *chunk = &life->chunks[word->chunk];
+  uint64_t loaded = part_of(chunk->loaded, word);
+  *value = word->has_missed ? word->missed : loaded;
+  if (loaded == part_of(chunk->seen, word) && !word->has_missed)
     return 0;
   if (word->has_missed) { /* what was loaded is for the next scan, if it is still there */
     word->has_missed = 0;
     life->n_missed--;
   } else
-    see(life, word, word->loaded);
+    set_part(&chunk->seen, word, loaded);
   return 1;
 }
 
-/* All of them at once, for a model that wants them so. */
-static void report_together(struct life *life) {
-  size_t n = 0;
-  uint64_t value;
-  for (size_t i = 0; i < life->n_words; i++) {
-    struct word *word = &life->words[i];
-    if (take(life, word, &value))
-      life->stores[n++] = (struct iommufs_store){word->offset, value, word->bar, word->size};
-  }
-  if (n)
-    life->device->model->stores(life->state, life->stores, n);
-  life->woken |= n != 0;
+/* At once, or with the others of this scan. */
+static void report(struct life *life, const struct word *word, uint64_t value, size_t *n) {
+  const struct iommufs_model *model = life->device->model;
+  life->woken = 1;
+  if (model->stores)
+    life->stores[(*n)++] = (struct iommufs_store){word->offset, value, word->bar, word->size};
+  else
+    model->write(life->state, word->bar, word->offset, word->size, value);
 }
 
 void life_scan(struct life *life) {
+  size_t n = 0;
   uint64_t value;
-  if (!is_changed(life))
+  if (!load_chunks(life))
     return;
-  for (size_t i = life->n_words; i--;)
-    life->words[i].loaded = load(life->words[i].memory, life->words[i].size);
-  if (life->device->model->stores) {
-    report_together(life);
-    return;
-  }
-  for (size_t i = 0; i < life->n_words; i++) {
-    struct word *word = &life->words[i];
-    if (!take(life, word, &value))
+  for (size_t i = 0; i < life->n_chunks; i++) {
+    const struct chunk *chunk = &life->chunks[i];
+    if (!life->n_missed && !((chunk->loaded ^ chunk->seen) & chunk->mask))
       continue;
-    life->device->model->write(life->state, word->bar, word->offset, word->size, value);
-    life->woken = 1;
+    for (size_t w = chunk->first_word; w < chunk->first_word + chunk->n_words; w++)
+      if (take(life, &life->words[w], &value))
+        report(life, &life->words[w], value, &n);
   }
+  if (n)
+    life->device->model->stores(life->state, life->stores, n);
 }
 
 static struct word *find_word(struct life *life, unsigned bar, uint64_t offset, unsigned size) {
@@ -153,52 +159,57 @@ static struct word *find_word(struct life *life, unsigned bar, uint64_t offset, 
 /* The model stored `value`. If what was there before is not what was last seen, a client stored it
  * and no scan has met it: it is gone from the memory, but not lost. */
 static void take_store(struct life *life, struct word *word, uint64_t before, uint64_t value) {
-  if (before != seen(life, word)) {
+  struct chunk *chunk = &life->chunks[word->chunk];
+  if (before != part_of(chunk->seen, word)) {
     life->n_missed += !word->has_missed;
     word->missed = before;
     word->has_missed = 1;
   }
-  word->loaded = word->size == 8 ? value : (uint32_t)value;
-  see(life, word, word->loaded);
+  set_part(&chunk->loaded, word, value);
+  set_part(&chunk->seen, word, value);
 }
 
-/* The chunk that a word lies in, a new one if need be; n_chunks: ENOMEM. */
-static size_t chunk_of(struct life *life, const unsigned char *memory) {
-  const uint64_t *at = (const uint64_t *)((uintptr_t)memory & ~(uintptr_t)7);
-  for (size_t i = 0; i < life->n_chunks; i++)
-    if (life->chunks[i].memory == at)
-      return i;
-  struct chunk *chunks = alloc_array(life->n_chunks + 1, sizeof *chunks);
-  if (!chunks)
-    return life->n_chunks;
-  if (life->n_chunks)
-    memcpy(chunks, life->chunks, life->n_chunks * sizeof *chunks);
-  chunks[life->n_chunks] = (struct chunk){.memory = at};
+/* Room for one more than n items; NULL: no memory, and all is as before. */
+static void *grown(const void *items, size_t n, size_t size) {
+  void *more = alloc_array(n + 1, size);
+  if (more && n)
+    memcpy(more, items, n * size);
+  return more;
+}
+
+/* The chunk for a word that is watched last. Two words that lie in eight bytes are loaded in one,
+ * unless another was watched in between: that is to be loaded between them. NULL: no memory. */
+static struct chunk *chunk_for(struct life *life, const struct word *word) {
+  const uint64_t *at = (const uint64_t *)((uintptr_t)word->memory & ~(uintptr_t)7);
+  struct chunk *chunks;
+  if (life->n_chunks && life->chunks[life->n_chunks - 1].memory == at)
+    return &life->chunks[life->n_chunks - 1];
+  if (!(chunks = grown(life->chunks, life->n_chunks, sizeof *chunks)))
+    return NULL;
   alloc_free(life->chunks);
   life->chunks = chunks;
-  return life->n_chunks++;
+  chunks[life->n_chunks] = (struct chunk){.memory = at, .first_word = life->n_words};
+  return &chunks[life->n_chunks++];
 }
 
 static int add_word(struct life *life, const struct word *word) {
-  size_t n = life->n_chunks, chunk = chunk_of(life, word->memory);
-  struct word *words = alloc_array(life->n_words + 1, sizeof *words);
+  struct word *words = grown(life->words, life->n_words, sizeof *words);
   struct iommufs_store *stores = alloc_array(life->n_words + 1, sizeof *stores);
-  if (!words || !stores || (chunk == n && n == life->n_chunks)) {
+  struct chunk *chunk = words && stores ? chunk_for(life, word) : NULL;
+  if (!chunk) {
     alloc_free(words);
     alloc_free(stores);
     return -ENOMEM;
   }
-  if (life->n_words)
-    memcpy(words, life->words, life->n_words * sizeof *words);
-  words[life->n_words] = *word;
-  words[life->n_words].chunk = chunk;
-  life->chunks[chunk].mask |= mask_of(word);
-  see(life, &words[life->n_words], load(word->memory, word->size));
   alloc_free(life->words);
   alloc_free(life->stores);
   life->words = words;
   life->stores = stores;
-  life->n_words++;
+  words[life->n_words] = *word;
+  words[life->n_words++].chunk = (size_t)(chunk - life->chunks);
+  chunk->n_words++;
+  chunk->mask |= mask_of(word);
+  set_part(&chunk->seen, word, load(word->memory, word->size));
   return 0;
 }
 
@@ -240,7 +251,7 @@ uint64_t life_exchange(struct iommufs_device *handle, unsigned bar, uint64_t off
     struct word *word = find_word(life, bar, offset, size);
     before = exchange(memory, size, value);
     if (word) { /* whatever was there, the model is told of it now */
-      see(life, word, before);
+      set_part(&life->chunks[word->chunk].seen, word, before);
       take_store(life, word, before, value);
     }
   }
@@ -272,6 +283,17 @@ static void back_off(struct life *life, uint64_t now, uint64_t idle) {
     pthread_cond_timedwait(&life->wake, &life->device->lock, &until);
 }
 
+/* Look a little longer before the kernel is asked to run somebody else, which takes as long as a
+ * client takes to answer a completion. With the lock held. */
+static int look_again(struct life *life) {
+  for (int i = 0; i < LOOKS && !life->device->n_visitors && !life->ended; i++) {
+    if (load_chunks(life))
+      return 1;
+    pause_a_moment();
+  }
+  return 0;
+}
+
 static void let_others_in(struct iofs_device *device) {
   pthread_mutex_unlock(&device->lock);
   do
@@ -299,9 +321,10 @@ static void work(struct life *life) {
     uint64_t now = now_ns();
     if (busy || !last_work)
       last_work = now;
-    if (now - last_work < SPIN_NS)
-      let_others_in(device);
-    else
+    if (now - last_work < SPIN_NS) {
+      if (!look_again(life))
+        let_others_in(device);
+    } else
       back_off(life, now, now - last_work);
   }
 }

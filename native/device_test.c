@@ -17,6 +17,13 @@ static unsigned char bar[4096] __attribute__((aligned(4096)));
 static _Atomic int n_models, n_lives, n_polls, n_copies, last_error;
 static _Atomic uint32_t wanted;
 
+/* Words in the order in which they are watched and stored to; the first and the last are one chunk.
+ * Others are watched between the first two, so that they are not looked at in the same moment. */
+static const uint64_t ordered[] = {32, 40, 36};
+#define OTHERS_START 64u
+#define OTHERS_END 1024u
+static _Atomic uint32_t reported[3];
+
 struct state {
   struct iommufs_device *device;
   uint32_t sum;
@@ -46,6 +53,11 @@ static void *start(void *model, struct iommufs_device *device) {
   CHECK_EQ(iommufs_watch(device, 0, 0, 4), 0); /* a number to add up */
   CHECK_EQ(iommufs_watch(device, 0, 8, 8), 0); /* likewise */
   CHECK_EQ(iommufs_watch(device, 0, 16, 4), 0); /* do it */
+  for (unsigned i = 0; i < 3; i++) {
+    CHECK_EQ(iommufs_watch(device, 0, ordered[i], 4), 0);
+    for (unsigned at = OTHERS_START; at < OTHERS_END && !i; at += 8)
+      CHECK_EQ(iommufs_watch(device, 0, at, 8), 0);
+  }
   return state;
 }
 
@@ -68,6 +80,13 @@ static void write_word(void *state_, unsigned b, uint64_t offset, unsigned size,
     iommufs_message(state->device, 3);
     iommufs_line(state->device, value & 1);
     iommufs_report(state->device, "seen");
+  }
+  for (unsigned i = 0; i < 3; i++) {
+    if (offset != ordered[i])
+      continue;
+    for (unsigned earlier = 0; earlier < i; earlier++)
+      CHECK(reported[earlier] >= value);
+    reported[i] = (uint32_t)value;
   }
 }
 
@@ -254,6 +273,26 @@ static void stores_and_writes_add_up(void) {
   tear_down(&scene);
 }
 
+static int last_is_reported(const void *value) { return reported[2] == *(const uint32_t *)value; }
+
+static void what_was_stored_earlier_is_reported_earlier(void) {
+  struct scene scene;
+  uint32_t n = 0;
+  set_up(&scene);
+  for (unsigned i = 0; i < 3; i++)
+    reported[i] = 0;
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (int round = 0; round < 20; round++) {
+    for (int burst = 0; burst < 50000; burst++) {
+      n++;
+      for (unsigned i = 0; i < 3; i++)
+        __atomic_store_n((uint32_t *)(void *)(bar + ordered[i]), n, __ATOMIC_RELEASE);
+    }
+    wait_for(last_is_reported, &n);
+  }
+  tear_down(&scene);
+}
+
 static void a_read_comes_after_the_stores_before_it(void) {
   struct scene scene;
   uint32_t expected = 0;
@@ -421,6 +460,7 @@ int main(void) {
   RUN(a_life_begins_and_ends);
   RUN(what_cannot_be_made_says_why);
   RUN(stores_and_writes_add_up);
+  RUN(what_was_stored_earlier_is_reported_earlier);
   RUN(a_read_comes_after_the_stores_before_it);
   RUN(stores_are_reported_together_to_a_model_that_wants_them_so);
   RUN(what_an_exchange_found_is_not_reported_again);
