@@ -3,17 +3,19 @@
 
 #include "pages.h"
 
-#define N_ENTRIES 256
+#define N_ENTRIES_LG2 8
 
 struct entry {
   uint64_t domain, generation; /* 0: empty */
   struct translation found;
 };
 
-static _Thread_local struct entry entries[N_ENTRIES];
+static _Thread_local struct entry entries[1 << N_ENTRIES_LG2];
 
+/* Fibonacci hashing: buffers that lie at a distance of a power of two have each an entry. */
 static struct entry *entry_of(const struct iofs_domain *domain, uint64_t iova) {
-  return &entries[((iova >> PAGE_LG2) + domain->serial * 61) % N_ENTRIES];
+  uint64_t key = (iova >> PAGE_LG2) + domain->serial * 61;
+  return &entries[key * 0x9e3779b97f4a7c15 >> (64 - N_ENTRIES_LG2)];
 }
 
 const struct translation *iotlb_find(const struct iofs_domain *domain, uint64_t iova) {
