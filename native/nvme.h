@@ -287,6 +287,7 @@ uint16_t nvme_from_client(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, vo
 
 /* nvme_io.c, nvme_admin.c: a status. sqid is for AERs, errors and injections. */
 uint16_t nvme_io(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);
+void nvme_io_soon(const struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd); /* it is the next */
 uint16_t nvme_admin(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);
 uint16_t nvme_identify(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd);
 uint16_t nvme_get_feature(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);

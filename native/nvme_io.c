@@ -13,6 +13,9 @@ enum io_opcode {
   VERIFY = 0x0c,
 };
 
+#define AHEAD 512u /* bytes of a command that are fetched during the one before it */
+#define CACHE_LINE 64u
+
 #define FORCE_UNIT_ACCESS (1u << 30)
 #define DEALLOCATE 4u
 
@@ -126,6 +129,21 @@ static uint16_t flush(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
 
 static int writes(unsigned opcode) {
   return opcode == WRITE || opcode == WRITE_ZEROES || opcode == DATASET;
+}
+
+/* The processor follows a copy through a page, but not into it: the beginning is on its way before
+ * its turn comes, and so is the translation of its address. */
+void nvme_io_soon(const struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
+  const struct nvme_ns *ns = nvme_find_ns(ctrl->nvme, cmd->nsid);
+  struct range range;
+  if (!ns || (cmd->opcode != READ && cmd->opcode != WRITE) ||
+      range_of_cmd(ctrl, cmd, ns, 1, &range) || ns->backing == NVME_NOTHING)
+    return;
+  for (uint64_t at = 0; at < AHEAD && at < range.length; at += CACHE_LINE)
+    if (cmd->opcode == READ)
+      __builtin_prefetch(ns->memory + range.offset + at);
+    else
+      __builtin_prefetch(ns->memory + range.offset + at, 1);
 }
 
 uint16_t nvme_io(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result) {

@@ -177,6 +177,8 @@ static int serve(struct nvme_ctrl *ctrl, uint16_t sqid) {
   /* A command may delete queues, though not the one it came by. */
   for (; i < n && !interrupted(ctrl); i++) {
     sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
+    if (sqid && i + 1 < n)
+      nvme_io_soon(ctrl, &cmds[i + 1]);
     carry_out(ctrl, sqid, &cmds[i]);
   }
   if (ctrl->ready && !iommufs_ended(ctrl->device))
