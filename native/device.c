@@ -200,4 +200,8 @@ const struct iommufs_device_calls device_calls = {
     .wake = wake,
     .ended = ended,
     .report = device_report,
+    .dma_read_or_ask = device_dma_read_or_ask,
+    .dma_write_or_ask = device_dma_write_or_ask,
+    .page_answer = device_page_answer,
+    .forget_page = device_page_forget,
 };

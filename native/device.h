@@ -78,6 +78,12 @@ struct iommufs_device_calls {
   void (*wake)(struct iommufs_device *);
   int (*ended)(struct iommufs_device *);
   void (*report)(struct iommufs_device *, const char *text);
+  int (*dma_read_or_ask)(struct iommufs_device *, uint64_t iova, void *buf, size_t length,
+                         uint32_t *request);
+  int (*dma_write_or_ask)(struct iommufs_device *, uint64_t iova, const void *buf, size_t length,
+                          uint32_t *request);
+  int (*page_answer)(struct iommufs_device *, uint32_t request);
+  void (*forget_page)(struct iommufs_device *, uint32_t request);
 };
 
 struct iommufs_device {
@@ -99,6 +105,37 @@ static inline int iommufs_dma_read(struct iommufs_device *device, uint64_t iova,
 static inline int iommufs_dma_write(struct iommufs_device *device, uint64_t iova, const void *buf,
                                     size_t length) {
   return device->calls->dma_write(device, iova, buf, length);
+}
+
+/* ---- pages on request: from poll() only -------------------------------------------------------
+ *
+ * A function with PRI in its config space may ask for a page that the IOMMU does not let it reach,
+ * if its page table has a fault queue. As above, but -EINPROGRESS: that was done, and *request names
+ * it (never 0); the DMA is to be done again, all of it, when the client has answered, which gets
+ * poll() called. It may never answer, so a device goes on with something else. -EAGAIN: as many are
+ * asked for as can be. Without PRI it is the same as above.
+ */
+#define IOMMUFS_PAGE_REQUESTS 64 /* at a time */
+
+static inline int iommufs_dma_read_or_ask(struct iommufs_device *device, uint64_t iova, void *buf,
+                                          size_t length, uint32_t *request) {
+  return device->calls->dma_read_or_ask(device, iova, buf, length, request);
+}
+
+static inline int iommufs_dma_write_or_ask(struct iommufs_device *device, uint64_t iova,
+                                           const void *buf, size_t length, uint32_t *request) {
+  return device->calls->dma_write_or_ask(device, iova, buf, length, request);
+}
+
+/* -EINPROGRESS: no answer yet. With any other the request is over: 0, try again; -EFAULT, the page
+ * will not come, which is reported by then. */
+static inline int iommufs_page_answer(struct iommufs_device *device, uint32_t request) {
+  return device->calls->page_answer(device, request);
+}
+
+/* The answer does not matter any more. */
+static inline void iommufs_forget_page(struct iommufs_device *device, uint32_t request) {
+  device->calls->forget_page(device, request);
 }
 
 /* ---- BAR memory: what clients' mappings of a mappable BAR show -------------------------------- */

@@ -84,8 +84,14 @@ void device_dma_rest(struct life *life) {
   life->route->n_users[life->dma.phase]--;
 }
 
-/* buf: to read into, or to write from. */
-static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length, int write) {
+/* Whether the client may be asked for what was missed. */
+static int can_ask(const struct iofs_device *device, const struct iofs_dma_fault *fault) {
+  return device->asks && (fault->reason == IOFS_DMA_UNMAPPED || fault->reason == IOFS_DMA_PERMISSION);
+}
+
+/* buf: to read into, or to write from. request: NULL if no page is to be asked for. */
+static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length, int write,
+                uint32_t *request) {
   struct life *life = life_of(handle);
   struct iofs_device *device = life->device;
   struct iofs_dma_fault fault = {iova, (uint32_t)write, IOFS_DMA_NO_MASTER};
@@ -101,6 +107,8 @@ static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t 
   }
   if (!err && !life->ended)
     return 0;
+  if (err == -EFAULT && request && can_ask(device, &fault))
+    return device_page_ask(life, &fault, length, request);
   pthread_mutex_lock(&device->lock); /* while the life goes on, so does the ledger */
   if (life->ended)
     err = -ECANCELED;
@@ -111,10 +119,20 @@ static int move(struct iommufs_device *handle, uint64_t iova, void *buf, size_t 
 }
 
 int device_dma_read(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length) {
-  return move(handle, iova, buf, length, 0);
+  return move(handle, iova, buf, length, 0, NULL);
 }
 
 int device_dma_write(struct iommufs_device *handle, uint64_t iova, const void *buf,
                      size_t length) {
-  return move(handle, iova, (void *)buf, length, 1);
+  return move(handle, iova, (void *)buf, length, 1, NULL);
+}
+
+int device_dma_read_or_ask(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length,
+                           uint32_t *request) {
+  return move(handle, iova, buf, length, 0, request);
+}
+
+int device_dma_write_or_ask(struct iommufs_device *handle, uint64_t iova, const void *buf,
+                            size_t length, uint32_t *request) {
+  return move(handle, iova, (void *)buf, length, 1, request);
 }

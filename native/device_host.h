@@ -25,6 +25,19 @@ struct device_events {
   uint32_t messages; /* MSI vectors, a bit each */
   char report[128];  /* empty: none */
   uint64_t n_reports_lost;
+  unsigned n_pages; /* to be asked for, the first ones first */
+  struct page_event {
+    uint64_t iova;
+    uint32_t request, write;
+  } pages[IOMMUFS_PAGE_REQUESTS];
+};
+
+/* A page that a life has asked for; 0: none. */
+struct page_request {
+  uint32_t request;
+  int answer; /* -EINPROGRESS, 0, -EFAULT */
+  struct iofs_dma_fault fault;
+  size_t length; /* of the DMA that met it */
 };
 
 struct device_irqs {
@@ -46,6 +59,8 @@ struct iofs_device {
   struct bar bars[N_BARS];
   struct life *life; /* NULL: nobody has opened the function */
   _Atomic int bus_master;
+  _Atomic int asks; /* it has PRI */
+  uint32_t last_request;
   struct iofs_route *route; /* under the lock */
   struct iofs_refused *refused;
   struct device_irqs irqs;
@@ -88,6 +103,7 @@ struct life {
     struct iofs_domain *domain;
     unsigned phase; /* of the route */
   } dma;
+  struct page_request pages[IOMMUFS_PAGE_REQUESTS];
 };
 
 static inline struct life *life_of(struct iommufs_device *handle) {
@@ -115,8 +131,18 @@ extern const struct iommufs_device_calls device_calls;
 /* device_dma.c */
 int device_dma_read(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length);
 int device_dma_write(struct iommufs_device *handle, uint64_t iova, const void *buf, size_t length);
+int device_dma_read_or_ask(struct iommufs_device *handle, uint64_t iova, void *buf, size_t length,
+                           uint32_t *request);
+int device_dma_write_or_ask(struct iommufs_device *handle, uint64_t iova, const void *buf,
+                            size_t length, uint32_t *request);
 void device_dma_rest(struct life *life); /* for now it does no more */
 void route_get(struct iofs_route *route);
+
+/* device_page.c */
+int device_page_ask(struct life *life, const struct iofs_dma_fault *fault, size_t length,
+                    uint32_t *request);
+int device_page_answer(struct iommufs_device *handle, uint32_t request);
+void device_page_forget(struct iommufs_device *handle, uint32_t request);
 
 /* device_irq.c */
 void device_irqs_init(struct device_irqs *irqs);
@@ -126,6 +152,8 @@ void device_line(struct iommufs_device *handle, int level);
 void device_drop_line(struct iofs_device *device);
 int device_messages_on(struct iommufs_device *handle);
 void device_report(struct iommufs_device *handle, const char *text);
+int device_events_ask(struct iofs_device *device, const struct page_event *page); /* EAGAIN */
+void device_events_drop_pages(struct iofs_device *device); /* of a life that is over */
 void device_events_forget(struct iofs_device *device);
 
 #endif

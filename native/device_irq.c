@@ -2,7 +2,8 @@
  * Interrupts of models in C, and what Python has to hear of them.
  *
  * A message goes to its eventfd from whatever thread sends it. What is decided in Python, the level
- * of INTx and messages of an MSI with mask bits, goes there as an event, as do reports for the log.
+ * of INTx and messages of an MSI with mask bits, goes there as an event, as do reports for the log
+ * and pages to be asked for.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -60,6 +61,12 @@ static int take(struct device_events *events, struct iofs_device_event *out) {
     out->kind = IOFS_DEVICE_MESSAGE;
     out->vector = (uint32_t)__builtin_ctz(events->messages);
     events->messages &= events->messages - 1;
+  } else if (events->n_pages) {
+    out->kind = IOFS_DEVICE_PAGE;
+    out->iova = events->pages->iova;
+    out->write = events->pages->write;
+    out->request = events->pages->request;
+    memmove(events->pages, events->pages + 1, --events->n_pages * sizeof *events->pages);
   } else if (*events->report) {
     out->kind = IOFS_DEVICE_REPORT;
     out->n_lost = events->n_reports_lost;
@@ -98,6 +105,24 @@ void device_report(struct iommufs_device *handle, const char *text) {
   else
     snprintf(events->report, sizeof events->report, "%s", text);
   queue(device);
+  pthread_mutex_unlock(&lock);
+}
+
+int device_events_ask(struct iofs_device *device, const struct page_event *page) {
+  struct device_events *events = &device->events;
+  pthread_mutex_lock(&lock);
+  int room = events->n_pages < IOMMUFS_PAGE_REQUESTS;
+  if (room) {
+    events->pages[events->n_pages++] = *page;
+    queue(device);
+  }
+  pthread_mutex_unlock(&lock);
+  return room ? 0 : -EAGAIN;
+}
+
+void device_events_drop_pages(struct iofs_device *device) {
+  pthread_mutex_lock(&lock);
+  device->events.n_pages = 0;
   pthread_mutex_unlock(&lock);
 }
 

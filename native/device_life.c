@@ -412,6 +412,7 @@ void life_stop(struct iofs_device *device) {
   device->life = NULL;
   life->ended = 1;
   device_drop_line(device);
+  device_events_drop_pages(device);
   life->finished = &finished;
   life_wake(life);
   while (!finished && !err)

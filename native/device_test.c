@@ -16,6 +16,8 @@
 static unsigned char bar[4096] __attribute__((aligned(4096)));
 static _Atomic int n_models, n_lives, n_polls, n_copies, last_error;
 static _Atomic uint32_t wanted;
+static _Atomic uint64_t asked_for;
+static _Atomic int n_answers;
 
 /* Words in the order in which they are watched and stored to; the first and the last are one chunk.
  * Others are watched between the first two, so that they are not looked at in the same moment. */
@@ -26,7 +28,7 @@ static _Atomic uint32_t reported[3];
 
 struct state {
   struct iommufs_device *device;
-  uint32_t sum;
+  uint32_t sum, request;
 };
 
 static void *create(const char *const *options, char *error, size_t size) {
@@ -90,10 +92,28 @@ static void write_word(void *state_, unsigned b, uint64_t offset, unsigned size,
   }
 }
 
+/* One request after the other for what lies at asked_for, until there is something. */
+static int poll_page(struct state *state) {
+  unsigned char data[64];
+  int answer = state->request ? iommufs_page_answer(state->device, state->request) : 0;
+  if (answer == -EINPROGRESS)
+    return 0;
+  n_answers += state->request != 0;
+  state->request = 0;
+  if (!answer)
+    answer = iommufs_dma_read_or_ask(state->device, asked_for, data, sizeof data, &state->request);
+  if (answer != -EINPROGRESS)
+    asked_for = 0;
+  last_error = answer;
+  return 1;
+}
+
 static int poll_model(void *state_) {
   struct state *state = state_;
   unsigned char data[64];
   n_polls++;
+  if (asked_for)
+    return poll_page(state);
   if (!wanted)
     return 0;
   int err = iommufs_dma_read(state->device, BASE, data, sizeof data);
@@ -444,6 +464,86 @@ static void nothing_lands_after_a_detach_an_unmap_or_a_reset(void) {
   tear_down(&scene);
 }
 
+static int is_not_asked_for(const void *unused) { return !unused && !asked_for; }
+
+static int an_event(const void *event) {
+  return iofs_device_next_event((struct iofs_device_event *)(uintptr_t)event);
+}
+
+static int more_answers(const void *n) { return n_answers == *(const int *)n; }
+
+static void map_again(struct scene *scene, uint64_t iova) {
+  struct iofs_charge charge = {.mode = IOFS_CHARGE_NONE};
+  struct iofs_mm *mm;
+  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_iopt_map_user(scene->iopt, mm, &charge, (uintptr_t)scene->memory, 4096,
+                              IOFS_READ | IOFS_WRITE, 1, &iova),
+           0);
+  iofs_mm_put(mm);
+}
+
+static void a_page_is_asked_for_until_it_comes_or_is_refused(void) {
+  const uint64_t missing = BASE + (1u << 20) + 8;
+  struct iofs_device_event event;
+  struct iofs_refusals refusals;
+  struct scene scene;
+  int n = n_answers;
+  set_up(&scene);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  asked_for = missing; /* by a device that has no PRI */
+  wait_for(is_not_asked_for, NULL);
+  CHECK(last_error == -EFAULT && iofs_refused_next(&refusals));
+
+  iofs_device_set_page_requests(scene.device, 1);
+  asked_for = missing;
+  wait_for(an_event, &event);
+  CHECK(event.kind == IOFS_DEVICE_PAGE && event.iova == missing && !event.write);
+  CHECK_EQ(event.cookie, 7);
+  iofs_device_answer_page(scene.device, event.request + 1, 0); /* it is not the one */
+  CHECK_EQ(asked_for, missing);
+  iofs_device_answer_page(scene.device, event.request, 1); /* although nothing is there */
+  n++;
+  wait_for(more_answers, &n);
+  wait_for(an_event, &event);
+  map_again(&scene, missing & ~4095ull);
+  iofs_device_answer_page(scene.device, event.request, 1);
+  wait_for(is_not_asked_for, NULL);
+  CHECK_EQ(last_error, 0);
+  CHECK(!iofs_refused_next(&refusals));
+
+  asked_for = missing + 4096;
+  wait_for(an_event, &event);
+  CHECK(!iofs_refused_next(&refusals));
+  iofs_device_answer_page(scene.device, event.request, 0);
+  wait_for(is_not_asked_for, NULL);
+  CHECK(last_error == -EFAULT && iofs_refused_next(&refusals));
+  CHECK(refusals.iova == missing + 4096 && refusals.reason == IOFS_DMA_UNMAPPED);
+  tear_down(&scene);
+}
+
+static int is_asked(const void *unused) { return !unused && last_error == -EINPROGRESS; }
+
+static void a_page_that_never_comes_keeps_nothing_waiting(void) {
+  struct iofs_device_event event;
+  struct scene scene;
+  set_up(&scene);
+  iofs_device_set_page_requests(scene.device, 1);
+  CHECK_EQ(iofs_device_start(scene.device), 0);
+  for (int i = 0; i < 200; i++) { /* more than can be asked for at a time */
+    last_error = 0;
+    asked_for = BASE + (1u << 20);
+    wait_for(is_asked, NULL);
+    uint32_t request = 1;
+    if (i % 2 && iofs_device_next_event(&event))
+      request = event.request;
+    asked_for = 0;
+    CHECK_EQ(iofs_device_start(scene.device), 0);
+    CHECK(!iofs_device_next_event(&event)); /* of a life that is over */
+    iofs_device_answer_page(scene.device, request, 1);
+  }
+  tear_down(&scene);
+}
+
 static void an_idle_device_rests(void) {
   struct scene scene;
   set_up(&scene);
@@ -468,6 +568,8 @@ int main(void) {
   RUN(python_hears_of_the_line_of_held_messages_and_of_reports);
   RUN(dma_goes_where_the_route_goes);
   RUN(nothing_lands_after_a_detach_an_unmap_or_a_reset);
+  RUN(a_page_is_asked_for_until_it_comes_or_is_refused);
+  RUN(a_page_that_never_comes_keeps_nothing_waiting);
   RUN(an_idle_device_rests);
   return 0;
 }

@@ -440,12 +440,23 @@ void iofs_device_set_messages(struct iofs_device *device, uint32_t mode);
 int iofs_device_set_vector(struct iofs_device *device, uint32_t vector, int fd); /* ENOMEM */
 int iofs_device_line(struct iofs_device *device); /* level of the INTx line */
 
-enum iofs_device_event_kind { IOFS_DEVICE_LINE, IOFS_DEVICE_MESSAGE, IOFS_DEVICE_REPORT };
+/* Pages: whether it may ask for any. Each is an event, and gets one answer: whether it comes. */
+void iofs_device_set_page_requests(struct iofs_device *device, int on);
+void iofs_device_answer_page(struct iofs_device *device, uint32_t request, int comes);
+
+enum iofs_device_event_kind {
+  IOFS_DEVICE_LINE,
+  IOFS_DEVICE_MESSAGE,
+  IOFS_DEVICE_PAGE,
+  IOFS_DEVICE_REPORT
+};
 
 struct iofs_device_event {
   uint64_t cookie;
   uint32_t kind;   /* enum iofs_device_event_kind */
   uint32_t vector; /* MESSAGE */
+  uint32_t request, write; /* PAGE */
+  uint64_t iova;           /* PAGE */
   uint64_t n_lost; /* REPORT: others that had no room */
   char text[128];
 };

@@ -15,14 +15,12 @@ from iommufs._native import ffi, lib
 from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
 from iommufs.vfio.model import DmaError
-from iommufs.vfio.native import NativeDevice
+from iommufs.vfio.native import N_PAGE_REQUESTS, NativeDevice
 from iommufs.vfio.refused import REASONS, is_said
 
 log = structlog.get_logger(__name__)
 
-# What a page request may mend, and how many can be told apart (PCIe, PRG index).
-CURABLE = ("unmapped", "permission")
-N_PAGE_REQUESTS = 512
+CURABLE = ("unmapped", "permission")  # what a page request may mend
 
 # Seconds that a model's engine goes on while nothing makes it wait.
 TURN = 0.0005

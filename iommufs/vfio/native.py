@@ -12,11 +12,15 @@ from typing import Any
 
 import trio
 
+from iommufs import uapi
 from iommufs._native import ffi, lib
 from iommufs.errors import check
 from iommufs.vfio import irqs
 
 _ERROR_SIZE = 256
+
+# Page requests of a function that can be told apart (PCIe, PRG index).
+N_PAGE_REQUESTS = 512
 
 _cookies = itertools.count(1)
 _devices: weakref.WeakValueDictionary[int, NativeDevice] = weakref.WeakValueDictionary()
@@ -53,6 +57,7 @@ class NativeDevice:
         for index in function.bars.mapped():
             memory = function.bars.memory(index)
             lib.iofs_device_set_bar(self._device, index, memory, len(memory))
+        lib.iofs_device_set_page_requests(self._device, function.requests_pages)
         self.registers_changed()
 
     def open(self) -> None:
@@ -104,10 +109,25 @@ class NativeDevice:
             self._function.set_intx(bool(lib.iofs_device_line(self._device)))
         elif event.kind == lib.IOFS_DEVICE_MESSAGE:
             self._function.send_msi(event.vector)
+        elif event.kind == lib.IOFS_DEVICE_PAGE:
+            self._ask(event.request, event.iova, bool(event.write))
         else:
             text = ffi.string(event.text).decode(errors="replace")
             details = {"lost": event.n_lost} if event.n_lost else {}
             self._function.host.report(text, **details)
+
+
+    def _ask(self, request: int, iova: int, write: bool) -> None:
+        """Have a page asked for; nobody to ask is an answer too."""
+        device = self._function.iommu_device
+
+        def respond(code: int) -> None:
+            comes = code == uapi.IOMMUFD_PAGE_RESP_SUCCESS
+            lib.iofs_device_answer_page(self._device, request, comes)
+
+        number = request % N_PAGE_REQUESTS
+        if device is None or not device.request_page(iova, write, number, respond):
+            lib.iofs_device_answer_page(self._device, request, False)
 
 
 def drain() -> None:
