@@ -11,7 +11,10 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "alloc.h"
 #include "device_host.h"
@@ -19,6 +22,12 @@
 /* After work there is likely to be more soon: this long the thread looks again and again. */
 #define SPIN_NS 200000ull
 #define LOOKS 20 /* of about 50 ns, before it lets others run */
+/* On a machine with more to do than cores, to give way is to wait for a whole slice of somebody who
+ * spins. Where that took so long, it naps for a while instead: who wakes up is soon let in again. */
+#define CROWDED_NS 100000ull
+#define CROWD_NS 20000000ull
+#define NAP_NS 20000l
+#define SLICE_NS 100000ull
 /* Then it sleeps between two looks, for a part of the time without work, at most so long. */
 #define IDLE_PART 16
 #define MAX_SLEEP_NS 10000000ull
@@ -135,9 +144,10 @@ void life_scan(struct life *life) {
     return;
   for (size_t i = 0; i < life->n_chunks; i++) {
     const struct chunk *chunk = &life->chunks[i];
+    size_t w = chunk->first_word, end = w + chunk->n_words; /* a model may watch more now */
     if (!life->n_missed && !((chunk->loaded ^ chunk->seen) & chunk->mask))
       continue;
-    for (size_t w = chunk->first_word; w < chunk->first_word + chunk->n_words; w++)
+    for (; w < end; w++)
       if (take(life, &life->words[w], &value))
         report(life, &life->words[w], value, &n);
   }
@@ -294,18 +304,30 @@ static int look_again(struct life *life) {
   return 0;
 }
 
-static void let_others_in(struct iofs_device *device) {
+static void give_way(int crowded) {
+  const struct timespec nap = {0, NAP_NS};
+  if (crowded)
+    nanosleep(&nap, NULL);
+  else
+    sched_yield();
+}
+
+/* Until *crowded the machine has more to do than cores. */
+static void let_others_in(struct iofs_device *device, uint64_t now, uint64_t *crowded) {
   pthread_mutex_unlock(&device->lock);
   do
-    sched_yield();
+    give_way(now < *crowded);
   while (device->n_visitors);
+  uint64_t after = now_ns();
+  if (after - now > CROWDED_NS)
+    *crowded = after + CROWD_NS;
   pthread_mutex_lock(&device->lock);
 }
 
 /* Look for work and do it, until the life ends. With the lock held. */
 static void work(struct life *life) {
   struct iofs_device *device = life->device;
-  uint64_t last_work = now_ns();
+  uint64_t last_work = now_ns(), crowded = 0;
   while (!life->ended) {
     life_scan(life);
     int busy = life->woken;
@@ -323,7 +345,7 @@ static void work(struct life *life) {
       last_work = now;
     if (now - last_work < SPIN_NS) {
       if (!look_again(life))
-        let_others_in(device);
+        let_others_in(device, now, &crowded);
     } else
       back_off(life, now, now - last_work);
   }
@@ -339,9 +361,31 @@ static void discard(struct life *life) {
   alloc_free(life);
 }
 
+/* struct sched_attr (sched_setattr(2)), which glibc has from 2.41 on. */
+struct schedule {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t slice_ns, deadline, period;
+};
+
+/* Little at a time and soon, rather than much and late. From Linux 6.12 on; before, and where that
+ * is forbidden, it is as for everybody. */
+static void be_punctual(void) {
+  struct schedule schedule;
+  if (!syscall(SYS_sched_getattr, 0, &schedule, sizeof schedule, 0) &&
+      schedule.policy == SCHED_OTHER) {
+    schedule.slice_ns = SLICE_NS;
+    syscall(SYS_sched_setattr, 0, &schedule, 0);
+  }
+  prctl(PR_SET_TIMERSLACK, 1000);
+}
+
 static void *run(void *life_) {
   struct life *life = life_;
   struct iofs_device *device = life->device;
+  be_punctual();
   pthread_mutex_lock(&device->lock);
   work(life);
   pthread_mutex_unlock(&device->lock);

@@ -169,6 +169,7 @@ static void leave(struct nvme_ctrl *ctrl) {
   ctrl->ready = 0;
   nvme_queues_drop(ctrl);
   nvme_drop_delayed(ctrl, -1);
+  nvme_forget_waiting(ctrl);
   ctrl->n_aers = 0;
   ctrl->masked_events = 0;
   for (unsigned i = 0; i < sizeof ctrl->events / sizeof *ctrl->events; i++)

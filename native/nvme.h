@@ -163,7 +163,8 @@ int nvme_ns_flush(struct nvme_ns *ns);
 
 /* ---- queues ----------------------------------------------------------------------------------- */
 #define NVME_MAX_QUEUES 1024 /* I/O queues, with the admin queue one more */
-#define NVME_BURST 16        /* commands of one queue before the next has its turn */
+#define NVME_BURST 64        /* commands of one queue before the next has its turn, */
+#define NVME_BURST_BYTES (1u << 20) /* or as many as move so much */
 #define NVME_BATCH 8         /* completions that are written together */
 
 struct nvme_cq {
@@ -190,6 +191,16 @@ struct nvme_delayed {
   uint64_t due;
   uint16_t sqid, cid, status;
   uint32_t result;
+};
+
+/* A command that is carried out when a page of the client is there. */
+#define NVME_MAX_WAITING 32
+
+struct nvme_waiting {
+  struct nvme_cmd cmd;
+  uint16_t sqid;
+  uint32_t request; /* iommufs_page_answer() */
+  struct nvme_injection *injection;
 };
 
 /* ---- features --------------------------------------------------------------------------------- */
@@ -250,12 +261,16 @@ struct nvme_ctrl {
   uint32_t masked_events; /* types that were reported and not read yet, a bit each */
   int line;               /* what INTx was last driven to */
   struct nvme_delayed *delayed;
+  struct nvme_waiting waiting[NVME_MAX_WAITING];
+  unsigned n_waiting;
+  uint32_t request; /* for a page that the command under way has missed, 0: none */
   struct nvme_error errors[NVME_N_ERRORS];
   uint32_t changed[64]; /* namespaces, for the log page */
   unsigned n_changed;
   unsigned char *buffer; /* a largest transfer */
   struct nvme_span spans[NVME_MAX_SPANS];
   unsigned n_spans;
+  uint64_t n_moved; /* bytes, in this burst */
 };
 
 /* nvme.c */
@@ -276,14 +291,27 @@ int nvme_can_complete(const struct nvme_ctrl *ctrl, uint16_t sqid);
 /* Post the completion of a command that is answered later. */
 void nvme_complete(struct nvme_ctrl *ctrl, uint16_t sqid, uint16_t cid, uint16_t status,
                    uint32_t result);
+/* Go on with a command that had waited for a page. answer: that of iommufs_page_answer(). */
+void nvme_resume(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
+                 struct nvme_injection *injection, int answer);
 void nvme_update_irqs(struct nvme_ctrl *ctrl);
 
-/* nvme_prp.c: move the data of a command, all of `length` bytes. */
+/* nvme_prp.c: move the data of a command, all of `length` bytes. NVME_NO_ANSWER: a page was missed,
+ * for which ctrl->request is. */
 uint16_t nvme_map(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, size_t length);
 uint16_t nvme_to_client(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, const void *data,
                         size_t length);
 uint16_t nvme_from_client(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, void *data,
                           size_t length);
+
+/* nvme_page.c */
+int nvme_can_wait(const struct nvme_ctrl *ctrl, uint16_t sqid); /* one command more */
+void nvme_wait_for_page(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
+                        struct nvme_injection *injection);
+int nvme_pages_poll(struct nvme_ctrl *ctrl); /* how many commands went on */
+int nvme_abort_waiting(struct nvme_ctrl *ctrl, uint16_t sqid, uint16_t cid); /* 1: it was there */
+void nvme_drop_waiting(struct nvme_ctrl *ctrl, uint16_t sqid); /* the queue is deleted */
+void nvme_forget_waiting(struct nvme_ctrl *ctrl);
 
 /* nvme_io.c, nvme_admin.c: a status. sqid is for AERs, errors and injections. */
 uint16_t nvme_io(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);

@@ -16,7 +16,8 @@ enum admin_opcode {
   FORMAT = 0x80,
 };
 
-/* Commands are carried out as they are fetched: only one that was put off can be aborted. */
+/* Commands are carried out as they are fetched: only one that was put off, or that waits for a page,
+ * can be aborted. */
 static uint16_t abort_command(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd,
                               uint32_t *result) {
   uint16_t sqid = (uint16_t)cmd->cdw10, cid = (uint16_t)(cmd->cdw10 >> 16);
@@ -30,7 +31,7 @@ static uint16_t abort_command(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd
       *result = 0;
       return 0;
     }
-  if (nvme_abort_delayed(ctrl, sqid, cid))
+  if (nvme_abort_delayed(ctrl, sqid, cid) || nvme_abort_waiting(ctrl, sqid, cid))
     *result = 0;
   return 0;
 }

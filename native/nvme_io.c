@@ -62,9 +62,12 @@ static uint16_t read_blocks(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, 
   const unsigned char *data = nvme_ns_bytes(ctrl->nvme, ns, range->offset, range->length, 0);
   if (!data)
     return media_error(ctrl, NVME_READ_ERROR);
-  ctrl->nvme->reads++;
-  ctrl->nvme->sectors_read += range->length >> 9;
-  return nvme_to_client(ctrl, cmd, data, range->length);
+  uint16_t status = nvme_to_client(ctrl, cmd, data, range->length);
+  if (status != NVME_NO_ANSWER) {
+    ctrl->nvme->reads++;
+    ctrl->nvme->sectors_read += range->length >> 9;
+  }
+  return status;
 }
 
 static uint16_t write_blocks(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd,
@@ -73,9 +76,11 @@ static uint16_t write_blocks(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd,
   uint16_t status;
   if (!data)
     return media_error(ctrl, NVME_WRITE_FAULT);
-  ctrl->nvme->writes++;
-  ctrl->nvme->sectors_written += range->length >> 9;
   status = nvme_from_client(ctrl, cmd, data, range->length);
+  if (status != NVME_NO_ANSWER) {
+    ctrl->nvme->writes++;
+    ctrl->nvme->sectors_written += range->length >> 9;
+  }
   return status ? status : make_durable(ctrl, cmd, ns);
 }
 

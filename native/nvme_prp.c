@@ -34,6 +34,22 @@ static int add(struct nvme_ctrl *ctrl, uint64_t iova, uint64_t length) {
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
+/* What came of a DMA for the command under way. */
+static uint16_t status_of(int err) {
+  if (err == -EINPROGRESS)
+    return NVME_NO_ANSWER;
+  return err ? NVME_DATA_TRANSFER : 0;
+}
+
+static uint16_t read_client(struct nvme_ctrl *ctrl, uint64_t iova, void *buf, size_t length) {
+  return status_of(iommufs_dma_read_or_ask(ctrl->device, iova, buf, length, &ctrl->request));
+}
+
+static uint16_t write_client(struct nvme_ctrl *ctrl, uint64_t iova, const void *buf,
+                             size_t length) {
+  return status_of(iommufs_dma_write_or_ask(ctrl->device, iova, buf, length, &ctrl->request));
+}
+
 /* ---- PRPs ------------------------------------------------------------------------------------- */
 
 /* The list at `list`, whose last entry in a page leads on if there is more. */
@@ -47,8 +63,9 @@ static uint16_t map_prp_list(struct nvme_ctrl *ctrl, uint64_t list, uint64_t lef
     uint64_t room = (page - (list & (page - 1))) / 8, needed = (left + page - 1) / page;
     uint64_t n = min_u64(min_u64(room, needed), 512), here = n;
     int leads_on = n == room && needed > room;
-    if (iommufs_dma_read(ctrl->device, list, entries, n * 8))
-      return NVME_DATA_TRANSFER;
+    uint16_t status = read_client(ctrl, list, entries, n * 8);
+    if (status)
+      return status;
     list += n * 8;
     if (leads_on) {
       here--;
@@ -120,9 +137,9 @@ static uint16_t map_segment(struct nvme_ctrl *ctrl, const struct sgl *segment, i
     uint64_t part = min_u64(n - done, 64);
     if (done > NVME_MAX_SPANS)
       return NVME_SGL_COUNT | NVME_DNR;
-    if (iommufs_dma_read(ctrl->device, segment->address + done * sizeof *sgls, sgls,
-                         part * sizeof *sgls))
-      return NVME_DATA_TRANSFER;
+    if ((status = read_client(ctrl, segment->address + done * sizeof *sgls, sgls,
+                              part * sizeof *sgls)))
+      return status;
     for (uint64_t i = 0; i < part && !status; i++, done++)
       if (done == n - 1 && !last && sgls[i].type >> 4 >= SGL_SEGMENT)
         *next = sgls[i];
@@ -156,6 +173,7 @@ static uint16_t map_sgl(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint
 
 uint16_t nvme_map(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, size_t length) {
   ctrl->n_spans = 0;
+  ctrl->n_moved += length;
   if (!length)
     return 0;
   if (cmd->flags >> 6 == 3)
@@ -169,8 +187,8 @@ uint16_t nvme_to_client(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, cons
   uint16_t status = nvme_map(ctrl, cmd, length);
   for (unsigned i = 0; i < ctrl->n_spans && !status; i++) {
     const struct nvme_span *span = &ctrl->spans[i];
-    if (span->iova != BUCKET && iommufs_dma_write(ctrl->device, span->iova, at, span->length))
-      status = NVME_DATA_TRANSFER;
+    if (span->iova != BUCKET)
+      status = write_client(ctrl, span->iova, at, span->length);
     at += span->length;
   }
   return status;
@@ -182,8 +200,7 @@ uint16_t nvme_from_client(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, vo
   uint16_t status = nvme_map(ctrl, cmd, length);
   for (unsigned i = 0; i < ctrl->n_spans && !status; i++) {
     const struct nvme_span *span = &ctrl->spans[i];
-    if (iommufs_dma_read(ctrl->device, span->iova, at, span->length))
-      status = NVME_DATA_TRANSFER;
+    status = read_client(ctrl, span->iova, at, span->length);
     at += span->length;
   }
   return status;

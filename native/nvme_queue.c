@@ -2,7 +2,8 @@
  * Queues: doorbells, fetching commands, posting completions, interrupts (4.1, 4.6, 5.3 to 5.6).
  *
  * Commands of a queue are fetched and their completions written several at a time; whoever waits
- * for the first of a batch waits for the others too, which takes microseconds.
+ * for the first of a batch waits for the others too, which takes microseconds. A burst that moved
+ * much ends: what is left of what it fetched is fetched again.
  */
 #include <errno.h>
 #include <string.h>
@@ -136,16 +137,8 @@ void nvme_complete(struct nvme_ctrl *ctrl, uint16_t sqid, uint16_t cid, uint16_t
 
 /* ---- commands --------------------------------------------------------------------------------- */
 
-static void carry_out(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd) {
-  struct nvme_injection *injection = nvme_injected(ctrl, sqid, cmd);
-  uint32_t result = 0;
-  uint16_t status;
-  if (injection && injection->status)
-    status = injection->status;
-  else
-    status = sqid ? nvme_io(ctrl, cmd, &result) : nvme_admin(ctrl, cmd, &result);
-  if (iommufs_ended(ctrl->device) || status == NVME_NO_ANSWER)
-    return;
+static void finish(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
+                   const struct nvme_injection *injection, uint16_t status, uint32_t result) {
   if (status & 0x7ff)
     nvme_log_error(ctrl, sqid, cmd, status);
   if (injection && (injection->drop || injection->latency_ns))
@@ -154,6 +147,33 @@ static void carry_out(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_c
                         result);
   if (status != NVME_NO_ANSWER)
     post(ctrl, sqid, cmd->cid, status, result);
+}
+
+static void carry_out(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
+                      struct nvme_injection *injection) {
+  uint32_t result = 0;
+  uint16_t status;
+  ctrl->request = 0;
+  if (injection && injection->status)
+    status = injection->status;
+  else
+    status = sqid ? nvme_io(ctrl, cmd, &result) : nvme_admin(ctrl, cmd, &result);
+  if (iommufs_ended(ctrl->device))
+    return;
+  if (ctrl->request)
+    nvme_wait_for_page(ctrl, sqid, cmd, injection);
+  else if (status != NVME_NO_ANSWER)
+    finish(ctrl, sqid, cmd, injection, status, result);
+}
+
+void nvme_resume(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
+                 struct nvme_injection *injection, int answer) {
+  if (!answer)
+    carry_out(ctrl, sqid, cmd, injection);
+  else if (answer == -EFAULT)
+    finish(ctrl, sqid, cmd, injection, NVME_DATA_TRANSFER, 0);
+  if (ctrl->ready && !iommufs_ended(ctrl->device))
+    flush(ctrl, &ctrl->cqs[ctrl->sqs[sqid].cqid]);
 }
 
 static int interrupted(const struct nvme_ctrl *ctrl) {
@@ -167,7 +187,7 @@ static int serve(struct nvme_ctrl *ctrl, uint16_t sqid) {
   struct nvme_cmd cmds[NVME_BURST];
   uint32_t end = sq->tail > sq->head ? sq->tail : sq->size;
   uint32_t n = min_u32(min_u32(end - sq->head, NVME_BURST), room_of(cq)), i = 0;
-  if (!n)
+  if (!n || !nvme_can_wait(ctrl, sqid))
     return 0;
   if (iommufs_dma_read(ctrl->device, sq->base + ((uint64_t)sq->head << SQE_LG2), cmds,
                        n * sizeof *cmds)) {
@@ -175,11 +195,13 @@ static int serve(struct nvme_ctrl *ctrl, uint16_t sqid) {
     return 1;
   }
   /* A command may delete queues, though not the one it came by. */
-  for (; i < n && !interrupted(ctrl); i++) {
+  for (ctrl->n_moved = 0; i < n && ctrl->n_moved < NVME_BURST_BYTES && !interrupted(ctrl) &&
+                          nvme_can_wait(ctrl, sqid);
+       i++) {
     sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
     if (sqid && i + 1 < n)
       nvme_io_soon(ctrl, &cmds[i + 1]);
-    carry_out(ctrl, sqid, &cmds[i]);
+    carry_out(ctrl, sqid, &cmds[i], nvme_injected(ctrl, sqid, &cmds[i]));
   }
   if (ctrl->ready && !iommufs_ended(ctrl->device))
     flush(ctrl, cq);
@@ -239,6 +261,8 @@ int nvme_queues_poll(struct nvme_ctrl *ctrl) {
   }
   if (ctrl->delayed && ctrl->ready)
     n += nvme_complete_delayed(ctrl);
+  if (ctrl->n_waiting && ctrl->ready)
+    n += nvme_pages_poll(ctrl);
   return n + poll_coalesced(ctrl);
 }
 
@@ -328,6 +352,7 @@ uint16_t nvme_delete_sq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   if (!is_io_queue(ctrl, id) || !ctrl->sqs[id].used)
     return NVME_QUEUE_ID | NVME_DNR;
   nvme_drop_delayed(ctrl, (int)id);
+  nvme_drop_waiting(ctrl, (uint16_t)id);
   flush(ctrl, &ctrl->cqs[ctrl->sqs[id].cqid]);
   ctrl->cqs[ctrl->sqs[id].cqid].n_sqs--;
   ctrl->sqs[id] = (struct nvme_sq){0};

@@ -41,6 +41,36 @@ static int dma_write(struct iommufs_device *device, uint64_t iova, const void *b
   return 0;
 }
 
+/* A device with PRI, whose client answers one question in three at once. */
+static uint32_t n_asked;
+
+static int read_or_ask(struct iommufs_device *device, uint64_t iova, void *buf, size_t length,
+                       uint32_t *request) {
+  if (!dma_read(device, iova, buf, length))
+    return 0;
+  *request = ++n_asked;
+  return -EINPROGRESS;
+}
+
+static int write_or_ask(struct iommufs_device *device, uint64_t iova, const void *buf,
+                        size_t length, uint32_t *request) {
+  if (!dma_write(device, iova, buf, length))
+    return 0;
+  *request = ++n_asked;
+  return -EINPROGRESS;
+}
+
+static int page_answer(struct iommufs_device *device, uint32_t request) {
+  (void)device;
+  CHECK(request && request <= n_asked);
+  return below(3) ? -EINPROGRESS : below(8) ? -EFAULT : 0;
+}
+
+static void forget_page(struct iommufs_device *device, uint32_t request) {
+  (void)device;
+  CHECK(request && request <= n_asked);
+}
+
 static void store(struct iommufs_device *device, unsigned b, uint64_t offset, unsigned size,
                   uint64_t value) {
   (void)device;
@@ -87,6 +117,10 @@ static const struct iommufs_device_calls calls = {
     .wake = nothing,
     .ended = ended,
     .report = say,
+    .dma_read_or_ask = read_or_ask,
+    .dma_write_or_ask = write_or_ask,
+    .page_answer = page_answer,
+    .forget_page = forget_page,
 };
 
 static struct iommufs_device device = {&calls};

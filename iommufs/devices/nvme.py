@@ -56,6 +56,9 @@ _CONFIG = {
 }
 _MSIX = 0x40
 
+# With the option pri: ATS for whole pages, PRI for as many requests as commands can wait for one.
+_PRI_CONFIG = {0x100: "0f000111" "2000", 0x110: "13000100", 0x116: "0001", 0x118: "20000000"}
+
 
 class Nvme(NativeModel):
     """An NVMe 1.4 controller."""
@@ -76,16 +79,18 @@ class Nvme(NativeModel):
         "vectors": f"how many MSI-X vectors there are, 1 to {MAX_VECTORS} (default 65)",
         "mdts": f"largest transfer, in powers of two of 4 KiB, 0 to {MAX_MDTS} (default 7)",
         "temperature": "in kelvin (default 323)",
+        "pri": "it asks for pages of commands' data that it misses (default false)",
         "inject": "a list of tables: which commands go wrong, and how",
     }
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         self._vectors = _integer(options, "vectors", 65, 1, MAX_VECTORS)
+        self._pri = _boolean(options, "pri")
         super().__init__(host, options)
 
     def describe(self) -> Description:
         config = bytearray(4096)
-        for offset, text in _CONFIG.items():
+        for offset, text in (_CONFIG | (_PRI_CONFIG if self._pri else {})).items():
             data = bytes.fromhex(text)
             config[offset : offset + len(data)] = data
         struct.pack_into("<HII", config, _MSIX + 2, self._vectors - 1, MSIX_TABLE, MSIX_PBA)
@@ -127,6 +132,13 @@ def _integer(
     value = table.get(key, default)
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{where}{key}: expected a number from {least} to {most}, got {value!r}")
+    return value
+
+
+def _boolean(table: Mapping[str, Any], key: str, where: str = "") -> bool:
+    value = table.get(key, False)
+    if type(value) is not bool:
+        raise ValueError(f"{where}{key}: expected true or false, got {value!r}")
     return value
 
 
@@ -192,9 +204,7 @@ def _namespace(table: Mapping[str, Any], nsid: int, where: str) -> str:
     lba_size = table.get("lba_size", 512)
     if type(lba_size) is not int or lba_size not in LBA_SIZES:
         raise ValueError(f"{where}lba_size: expected 512 or 4096, got {lba_size!r}")
-    read_only = table.get("read_only", False)
-    if type(read_only) is not bool:
-        raise ValueError(f"{where}read_only: expected true or false, got {read_only!r}")
+    read_only = _boolean(table, "read_only", where)
     size = 0  # of a file: what it has
     if backing != "file" or "size" in table:
         size = _size(table.get("size", DEFAULT_SIZE), where)
@@ -223,9 +233,7 @@ def _rule(rule: Any, where: str) -> str:
     kind = rule.get("kind", "io")
     if kind not in ("io", "admin"):
         raise ValueError(f'{where}.kind: expected "io" or "admin", got {kind!r}')
-    drop = rule.get("drop", False)
-    if type(drop) is not bool:
-        raise ValueError(f"{where}.drop: expected true or false, got {drop!r}")
+    drop = _boolean(rule, "drop", f"{where}.")
     if not drop and not rule.get("status") and not rule.get("latency_us"):
         raise ValueError(f"{where}: expected status, latency_us or drop")
     words = [kind, f"drop={int(drop)}"]
