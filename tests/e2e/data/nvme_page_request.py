@@ -1,4 +1,4 @@
-"""A client of `nvme` with PRI: the buffers of its commands are mapped when the device asks for them."""
+"""A client of `nvme` with PRI: buffers of its commands are mapped when it asks for them."""
 
 import ctypes
 import fcntl
