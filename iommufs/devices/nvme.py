@@ -57,7 +57,7 @@ _CONFIG = {
 _MSIX = 0x40
 
 # With the option pri: ATS for whole pages, PRI for as many requests as commands can wait for one.
-_PRI_CONFIG = {0x100: "0f000111" "2000", 0x110: "13000100", 0x116: "0001", 0x118: "20000000"}
+_PRI_CONFIG = {0x100: "0f0001112000", 0x110: "13000100", 0x116: "0001", 0x118: "20000000"}
 
 
 class Nvme(NativeModel):

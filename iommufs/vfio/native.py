@@ -116,7 +116,6 @@ class NativeDevice:
             details = {"lost": event.n_lost} if event.n_lost else {}
             self._function.host.report(text, **details)
 
-
     def _ask(self, request: int, iova: int, write: bool) -> None:
         """Have a page asked for; nobody to ask is an answer too."""
         device = self._function.iommu_device
