@@ -10,13 +10,11 @@ import functools
 import os
 from typing import Any
 
-import structlog
-
-from iommufs import jobs
+from iommufs import jobs, logs
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 
 @functools.cache

@@ -222,11 +222,12 @@ async def _serve_run(
     ready: Callable[[], None],
     take_listener: TakeListener,
 ) -> None:
-    from iommufs import machine, namespace, server
+    from iommufs import machine, server
     from iommufs.fdreturn import FdReturner
+    from iommufs.machine_links import add_machine_links
 
     made = machine.load(*wanted)
-    namespace.add_machine_links(made.root)
+    add_machine_links(made.root)
     returners: list[FdReturner] = []
 
     def on_operations(operations: Operations) -> None:

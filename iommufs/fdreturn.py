@@ -22,10 +22,9 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
 
-from iommufs import looks, uapi, unasked
+from iommufs import logs, looks, uapi, unasked
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
@@ -37,7 +36,7 @@ from iommufs.standin import Listener, mounted_device
 if TYPE_CHECKING:
     from iommufs.fuse.operations import Operations
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 _FEATURES = {
     uapi.VFIO_DEVICE_FEATURE_SET | uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,

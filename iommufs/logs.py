@@ -1,40 +1,50 @@
-"""Where log lines go: one line each on stderr, warnings and worse unless asked for more."""
+"""The log: a line for each thing that happened, with the facts of it as keywords.
+
+    log = logs.get(__name__)
+    log.warning("what happened", device="0000:00:06.0", count=2)
+
+It is Python's own logging, so that tests and embedders see it as they see any other.
+"""
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
-# structlog imports rich where it is installed, for colours that our lines do not have: a tenth of a
-# second, in which a run could have begun.
-_is_absent = "rich" not in sys.modules
-if _is_absent:
-    sys.modules["rich"] = None  # type: ignore[assignment]
-import structlog  # noqa: E402
 
-if _is_absent:
-    del sys.modules["rich"]
+class Log(logging.LoggerAdapter):
+    """A logger whose calls take facts by name; a record has them as `facts`."""
 
-LEVELS = ("debug", "info", "warning", "error")
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        exc_info = kwargs.pop("exc_info", None)
+        return msg, {"exc_info": exc_info, "extra": {"facts": dict(kwargs)}}
+
+
+def get(name: str) -> Log:
+    """The log of a module."""
+    return Log(logging.getLogger(name), {})
 
 
 def configure(level: str = "warning") -> None:
-    """Set up structlog for this process."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            _line,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    """Let lines of a level and worse go to stderr, ours and no others."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    log = logging.getLogger(__package__)
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(level.upper())
 
 
-def _line(logger: Any, method: str, event: dict[str, Any]) -> str:
+class _Line(logging.Formatter):
     """`iommufs: warning: what happened (key=value, …)`, a traceback below it."""
-    text = f"iommufs: {event.pop('level')}: {event.pop('event')}"
-    trace = event.pop("exception", None)
-    if event:
-        text += f" ({', '.join(f'{key}={value}' for key, value in event.items())})"
-    return f"{text}\n{trace}" if trace else text
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"iommufs: {record.levelname.lower()}: {record.getMessage()}"
+        facts = getattr(record, "facts", None)
+        if facts:
+            text += f" ({', '.join(f'{key}={value}' for key, value in facts.items())})"
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return text

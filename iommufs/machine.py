@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
 import trio
 
-from iommufs import device_options, fast, models, sysfs
+from iommufs import device_options, fast, logs, models, sysfs
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, Link, Unlisted, lookup, place, remove
 from iommufs.iommu.amd import Amd
@@ -34,7 +33,7 @@ from iommufs.vfio.mediated import MediatedDevice, MediatedFunction
 from iommufs.vfio.model import Host, Model
 from iommufs.vfio_pci import VfioPci
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 IOMMUS: dict[str, type[Iommu]] = {"vtd": Vtd, "amd": Amd}
 

@@ -6,14 +6,13 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 
-import structlog
 import trio
 
-from iommufs import namespace, standin
+from iommufs import logs, namespace, standin
 from iommufs.connect import Host
 from iommufs.launcher import FAILED
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 # Serves the tree at a directory; calls the second argument when the tree can be used; the third
 # gives, later, the listener of the client's filter, or None.

@@ -10,13 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import structlog
-from structlog.testing import LogCapture
 
 import iommufs.server  # noqa: F401  before any test imports pyfuse3: see there
 
 CAPABILITIES = {14: "CAP_IPC_LOCK", 19: "CAP_SYS_PTRACE", 21: "CAP_SYS_ADMIN"}
-LOUD = {"warning", "error", "critical", "exception"}
+LOUD = {"warning", "error", "critical"}
 
 
 def pytest_configure(config):
@@ -66,17 +64,30 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"left out: {count} of the tests ({reason})")
 
 
+class LogLines(logging.Handler):
+    """What iommufs logs: the facts of each line, with its `event` and `log_level`."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries = []
+
+    def emit(self, record):
+        told = {"event": record.getMessage(), "log_level": record.levelname.lower()}
+        self.entries.append({**record.facts, **told})
+
+
 @pytest.fixture(autouse=True)
 def log_lines(request, caplog):
     """What iommufs logged in this test; a warning that no `logs` mark announces fails it."""
-    capture = LogCapture()
-    structlog.configure(processors=[capture])
+    capture, ours = LogLines(), logging.getLogger("iommufs")
+    ours.addHandler(capture)
+    ours.setLevel(logging.DEBUG)
     yield capture.entries
-    structlog.reset_defaults()
+    ours.removeHandler(capture)
     loud = [str(entry) for entry in capture.entries if entry["log_level"] in LOUD]
     for phase in ("setup", "call"):
-        records = caplog.get_records(phase)
-        loud += [r.getMessage() for r in records if r.levelno >= logging.WARNING]
+        others = [r for r in caplog.get_records(phase) if not hasattr(r, "facts")]
+        loud += [r.getMessage() for r in others if r.levelno >= logging.WARNING]
     patterns = [mark.args[0] for mark in request.node.iter_markers("logs")]
     unexpected = [line for line in loud if not any(re.search(p, line) for p in patterns)]
     assert not unexpected, f"unexpected log lines: {unexpected}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    ["errors", "limits", "_native", "uapi"],
+    ["errors", "limits", "logs", "_native", "uapi"],
     ["fast", "jobs", "caller", "ucmd", "files", "syscalls", "user_namespace"],
     ["iommufd"],
     ["vfio"],
@@ -47,11 +47,20 @@ FLOORS = [
         "looks",
         "mapped",
         "fdreturn",
-        "logs",
         "seccomp",
         "listing",
     ],
-    ["notify", "namespace", "connect", "launcher", "run_server", "check", "cli"],
+    [
+        "notify",
+        "composer",
+        "namespace",
+        "machine_links",
+        "connect",
+        "launcher",
+        "run_server",
+        "check",
+        "cli",
+    ],
 ]
 PLACE = {room: i for i, room in enumerate(chain(["iommufs"], *FLOORS))}
 

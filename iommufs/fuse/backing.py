@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 
-import structlog
 import trio
 
+from iommufs import logs
 from iommufs._native import ffi, lib
 from iommufs.errors import UapiError, check
 from iommufs.fuse.nodes import DeviceNode, Node
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 
 class Backings:

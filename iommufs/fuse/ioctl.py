@@ -6,16 +6,15 @@ import errno
 from collections.abc import Awaitable
 from typing import Any
 
-import structlog
 import trio
 
-from iommufs import dispatch, jobs
+from iommufs import dispatch, jobs, logs
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 # What this process lacks, the client cannot help: it has no memory to spare, as far as that goes.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyfuse3
-import structlog
 
+from iommufs import logs
 from iommufs._native import lib
 from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
@@ -26,7 +26,7 @@ from iommufs.fuse.attributes import OpenAttribute, OpenBinary, PlainFile, check_
 from iommufs.fuse.backing import Backings
 from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 # Added to the number of a device node: the inode that has its look and cannot be opened. The kernel
 # keeps an inode's type, and opens no file of ours that is not a regular one; attributes that are

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-import structlog
-
+from iommufs import logs
 from iommufs.iommufd.access import Access
 from iommufs.iommufd.ctx import Ctx
 from iommufs.limits import U64_MAX
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 
 class EmulatedDevice:

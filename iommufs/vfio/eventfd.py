@@ -11,14 +11,14 @@ import os
 import select
 from collections.abc import Awaitable, Callable
 
-import structlog
 import trio
 
+from iommufs import logs
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError, check
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 
 @functools.cache

@@ -16,13 +16,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-import structlog
-
+from iommufs import logs
 from iommufs.errors import UapiError
 from iommufs.vfio.model import ModelStuck
 from iommufs.vfio.refused import is_said
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 # What leaves a model and is not from us, nor from the user who presses Ctrl-C.
 FAILURES = (Exception, SystemExit, ModelStuck)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-import structlog
 import trio
 
-from iommufs import jobs, uapi
+from iommufs import jobs, logs, uapi
 from iommufs._native import ffi, lib
 from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
@@ -18,7 +17,7 @@ from iommufs.vfio.model import DmaError
 from iommufs.vfio.native import N_PAGE_REQUESTS, NativeDevice
 from iommufs.vfio.refused import REASONS, is_said
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 CURABLE = ("unmapped", "permission")  # what a page request may mend
 

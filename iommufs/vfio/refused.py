@@ -11,13 +11,13 @@ import weakref
 from collections import Counter
 from typing import Any
 
-import structlog
 import trio
 
+from iommufs import logs
 from iommufs._native import ffi, lib
 from iommufs.errors import check
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 # A device in trouble repeats itself: the first few are logged, then whenever the number passes a
 # power of two, and the sum when its client closes it.

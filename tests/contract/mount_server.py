@@ -6,13 +6,11 @@ Warnings and errors go to stderr.
 """
 
 import json
-import logging
 import sys
 
-import structlog
 import trio
 
-from iommufs import server, topology_file
+from iommufs import logs, server, topology_file
 from iommufs.machine import Machine
 
 
@@ -41,8 +39,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
+    logs.configure()
     trio.run(main)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from iommufs.namespace import MERGED, Composer
+from iommufs.composer import MERGED, Composer, Listings
 
 
 @pytest.fixture
@@ -36,11 +36,13 @@ def sys_pair(tmp_path):
 
 
 def test_only_a_root_that_ours_cover_moves(sys_pair):
-    assert Composer(*sys_pair, MERGED["sys"]).moved == {"pci0000:00": "machine-pci0000:00"}
+    assert Composer(*map(Listings, sys_pair), MERGED["sys"]).moved == {
+        "pci0000:00": "machine-pci0000:00"
+    }
 
 
 def test_links_follow_the_moved_root(sys_pair):
-    turn = Composer(*sys_pair, MERGED["sys"]).turn
+    turn = Composer(*map(Listings, sys_pair), MERGED["sys"]).turn
     assert turn("../devices/pci0000:00/0000:00:02.0/x") == (
         "../devices/machine-pci0000:00/0000:00:02.0/x"
     )
@@ -50,7 +52,7 @@ def test_links_follow_the_moved_root(sys_pair):
 
 
 def test_directories_are_opened_where_both_have_entries_or_links_must_turn(sys_pair):
-    assert Composer(*sys_pair, MERGED["sys"]).opened == {
+    assert Composer(*map(Listings, sys_pair), MERGED["sys"]).opened == {
         *("", "bus", "class", "devices", "dev", "module"),
         *("class/net", "bus/virtio", "bus/virtio/devices", "block", "dev/block"),
     }
@@ -59,7 +61,7 @@ def test_directories_are_opened_where_both_have_entries_or_links_must_turn(sys_p
 def test_nothing_is_opened_for_links_where_no_root_is_covered(sys_pair):
     machine, ours = sys_pair
     os.rmdir(f"{ours}/devices/pci0000:00")
-    composer = Composer(machine, ours, MERGED["sys"])
+    composer = Composer(Listings(machine), Listings(ours), MERGED["sys"])
     assert composer.moved == {}
     assert composer.opened == {"", "bus", "class", "devices", "dev", "module"}
 
@@ -67,4 +69,4 @@ def test_nothing_is_opened_for_links_where_no_root_is_covered(sys_pair):
 def test_a_machine_without_a_directory_of_ours_is_fine(sys_pair, tmp_path):
     machine = tmp_path / "bare"
     machine.mkdir()
-    assert Composer(str(machine), sys_pair[1], MERGED["sys"]).opened == {""}
+    assert Composer(Listings(str(machine)), Listings(sys_pair[1]), MERGED["sys"]).opened == {""}
