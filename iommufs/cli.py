@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -10,7 +11,7 @@ import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -309,7 +310,26 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
     except launcher.LaunchError as error:
         _fail(str(error), launcher.FAILED if is_run else 1)
+    except OSError as error:  # no more processes, a full disk behind stdout, …
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        _fail(str(what), launcher.FAILED if is_run else 1)
     sys.exit(status)
+
+
+def start() -> NoReturn:
+    """main() for a shell, which waits only for what is written: the interpreter is left as it is.
+
+    To take it apart would be a twentieth of a run.
+    """
+    status: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    for file in sys.stdout, sys.stderr:
+        with contextlib.suppress(OSError, AttributeError):  # nobody reads it; it was closed
+            file.flush()
+    os._exit(status)
 
 
 def _fail(text: str, status: int) -> NoReturn:
@@ -318,4 +338,4 @@ def _fail(text: str, status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    start()

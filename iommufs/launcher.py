@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -250,6 +251,7 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer, e
     os.setsid()  # the terminal's signals are the client's
     _close_files_except(front.fileno(), mine.fileno(), *kept)
     signal.pthread_sigmask(signal.SIG_SETMASK, client.mask)
+    gc.disable()  # while all is being made there is nothing to collect (run_server.py)
     return run_server(front, mine, pid)
 
 

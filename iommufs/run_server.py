@@ -1,6 +1,7 @@
 """The server process of a run: serves the tree until the last process of the run has ended."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -76,6 +77,8 @@ class RunServer:
 
     def _ready(self) -> None:
         self.is_ready = True
+        gc.freeze()  # what is there now stays: it is looked through no more
+        gc.enable()
         with contextlib.suppress(OSError):  # killed meanwhile: it is reaped
             self.link.send(b"ready")
 

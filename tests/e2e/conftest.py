@@ -68,6 +68,13 @@ def our_mounts():
     return [line for line in lines if "iommufs" in line and line.split()[4].startswith(places)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_in_the_foreground():
+    """A shell without job control lets what it starts with & ignore these two."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def runs():
     made = Runs()

@@ -19,7 +19,7 @@ LONG = 60
 # Reported are refused DMA, what a controller cannot do, and ioctls that return descriptors outside
 # of `iommufs run`.
 EXPECTED = (
-    r"\] (DMA (refused|outside the buffer) |a call that returns a file descriptor failed"
+    r": (DMA (refused|outside the buffer) |a call that returns a file descriptor failed"
     r"|the controller was enabled with values that it does not take|fatal: a com)"
 )
 

@@ -1,5 +1,6 @@
 """The command line as far as nothing is mounted: one clear line for every bad use."""
 
+import contextlib
 import errno
 import os
 
@@ -37,6 +38,13 @@ def test_bad_use_is_one_line(capsys, arguments, status, text):
     code, line = failure(capsys, *arguments)
     assert code == status
     assert text in line
+
+
+def test_what_cannot_be_written_is_one_line(capsys, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code, line = failure(capsys, "models")
+    assert (code, line) == (1, "iommufs: No space left on device")
 
 
 def test_no_arguments_print_the_help(capsys):
