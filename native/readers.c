@@ -8,8 +8,8 @@
  * does it again and again delays others once a second, not once a call. While there is nothing to
  * watch the watcher sleeps.
  *
- * A reader that finds no request asks again for some microseconds before it sleeps, as long as that
- * has paid lately.
+ * A reader that is not beside its client (placement.c) and finds no request asks again for some
+ * microseconds before it sleeps, as long as that has paid lately.
  */
 #define _GNU_SOURCE
 #include "readers.h"
@@ -27,7 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fuse_wire.h"
 #include "job.h"
+#include "placement.h"
 #include "transport.h"
 
 #define MAX_READERS 256
@@ -256,7 +258,7 @@ static void learn(int found, uint64_t waited) {
 /* Meanwhile it does jobs for Python. EINTR: the turn was lost over one. */
 static ssize_t ask_again(struct reader *me, uint64_t start) {
   ssize_t n = -EAGAIN;
-  if (!spin.limit)
+  if (!spin.limit || placement_is_beside())
     return n;
   jobs_attend(1);
   while (n == -EAGAIN && now_ns() - start < spin.limit) {
@@ -298,6 +300,7 @@ static void read_and_handle(struct reader *me) {
   ssize_t n = next_request(me);
   if (n >= 0) {
     handle(me, me->buf, (size_t)n);
+    placement_note((int)((const struct fuse_in_header *)me->buf)->pid);
   } else if (n != -EINTR) {
     ended = 1;
     on_end();

@@ -49,9 +49,17 @@ static void forget(struct known_thread *kept) {
   kept->tid = 0;
 }
 
-static int find(int tid, struct known_thread *kept) {
+static int ask(const struct known_thread *kept, struct pidfd_info *info) {
+  *info = (struct pidfd_info){.mask = INFO_OF_CREDENTIALS};
+  if (ioctl(kept->pidfd, PIDFD_GET_INFO, info))
+    return errno == ENOTTY || errno == EINVAL ? -ENOSYS : -errno;
+  if ((info->mask & INFO_OF_CREDENTIALS) != INFO_OF_CREDENTIALS || (int)info->pid != kept->tid)
+    return -ESRCH;
+  return 0;
+}
+
+static int open_both(int tid, struct known_thread *kept) {
   char path[40];
-  forget(kept);
   int pidfd = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
   if (pidfd < 0)
     return -errno;
@@ -62,17 +70,22 @@ static int find(int tid, struct known_thread *kept) {
     close(pidfd);
     return err;
   }
-  *kept = (struct known_thread){tid, pidfd, userns};
+  *kept = (struct known_thread){.tid = tid, .pidfd = pidfd, .userns = userns};
   return 0;
 }
 
-static int ask(const struct known_thread *kept, struct pidfd_info *info) {
-  *info = (struct pidfd_info){.mask = INFO_OF_CREDENTIALS};
-  if (ioctl(kept->pidfd, PIDFD_GET_INFO, info))
-    return errno == ENOTTY || errno == EINVAL ? -ENOSYS : -errno;
-  if ((info->mask & INFO_OF_CREDENTIALS) != INFO_OF_CREDENTIALS || (int)info->pid != kept->tid)
-    return -ESRCH;
-  return 0;
+/* It leaves nothing if it fails. */
+static int find(int tid, struct known_thread *kept) {
+  struct pidfd_info info;
+  forget(kept);
+  int err = open_both(tid, kept);
+  if (err)
+    return err;
+  if ((err = ask(kept, &info)))
+    forget(kept);
+  else
+    kept->tgid = (int)info.tgid;
+  return err;
 }
 
 /* As Caller.capable() in Python: what our container withholds from all belongs to whoever has all
@@ -98,21 +111,19 @@ static int is_in_our_userns(const struct known_thread *kept, int *out) {
   return 0;
 }
 
-/* The number in `kept` is the thread's for as long as the pidfd can be asked. */
-static int identify(struct known_thread *kept, int tid, struct thread_identity *out) {
+/* Its process is the same for as long as the thread is: for as long as either descriptor can be
+ * asked, which are asked no more than is needed. */
+static int identify(const struct known_thread *kept, struct thread_identity *out) {
   struct pidfd_info info;
-  int err = kept->tid == tid ? ask(kept, &info) : -ESRCH;
-  if (err == -ESRCH && !(err = find(tid, kept)))
-    err = ask(kept, &info);
-  if (!err)
-    err = has_capability(tid, &out->may_lock);
+  *out = (struct thread_identity){.tgid = kept->tgid};
+  int err = has_capability(kept->tid, &out->may_lock);
   if (!err && out->may_lock)
     err = is_in_our_userns(kept, &out->may_lock);
-  if (err)
+  if (err || out->may_lock)
     return err;
-  out->tgid = (int)info.tgid;
-  out->uid = info.ruid;
-  return 0;
+  if (!(err = ask(kept, &info)))
+    out->uid = info.ruid;
+  return err;
 }
 
 int thread_identify(struct known_threads *known, int tid, struct thread_identity *out) {
@@ -120,9 +131,9 @@ int thread_identify(struct known_threads *known, int tid, struct thread_identity
     return -ESRCH;
   pthread_once(&once, init);
   struct known_thread *kept = &known->threads[(unsigned)tid % N_KNOWN_THREADS];
-  int err = identify(kept, tid, out);
-  if (err)
-    forget(kept);
+  int err = kept->tid == tid ? identify(kept, out) : -ESRCH;
+  if (err && !(err = find(tid, kept))) /* the number was another thread's */
+    err = identify(kept, out);
   return err;
 }
 

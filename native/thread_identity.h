@@ -8,14 +8,14 @@
 
 struct thread_identity {
   int tgid;
-  uint32_t uid; /* the real one */
   int may_lock; /* CAP_IPC_LOCK, in our user namespace */
+  uint32_t uid; /* the real one, of a thread that may not */
 };
 
 /* Descriptors of threads that asked before, each in a place that its number gives. */
 struct known_threads {
   struct known_thread {
-    int tid, pidfd, userns; /* tid 0: nothing; userns: the link itself */
+    int tid, tgid, pidfd, userns; /* tid 0: nothing; userns: the link itself */
   } threads[N_KNOWN_THREADS];
 };
 

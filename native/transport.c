@@ -26,6 +26,7 @@
 #include "iommufs.h"
 #include "job.h"
 #include "keeper.h"
+#include "placement.h"
 #include "readers.h"
 #include "transport.h"
 

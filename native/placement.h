@@ -1,0 +1,11 @@
+/* Which core the reader whose turn it is runs on (see placement.c). */
+#ifndef IOFS_PLACEMENT_H
+#define IOFS_PLACEMENT_H
+
+/* This thread, a reader, has done what it can for a request of that thread; 0: nobody's. */
+void placement_note(int tid);
+
+/* Whether this thread was put beside its client: then to ask again would only keep it from running. */
+int placement_is_beside(void);
+
+#endif
