@@ -1,10 +1,11 @@
 /*
  * Many areas, in random order and in the order of their addresses: the tree alone against std::map,
  * and an address space with all that an area needs. 1,000,000 against 1,000 shows what the size
- * costs; in random order that are misses of the caches.
+ * costs; in random order that are misses of the caches, of which one alone is measured, too.
  */
 #define _GNU_SOURCE
-#include <malloc.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -19,7 +20,7 @@
 #define FIRST (1ull << 32)
 
 static struct interval *nodes;
-static uint32_t *order, *lookup_order;
+static uint32_t *orders[3];
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 /* Neighbours with a hole of one page between them, 1 << 12 bytes each. */
@@ -50,13 +51,13 @@ struct subject {
 static void run_round(const struct subject *subject, uint32_t n, int in_order,
                       struct series *series) {
   uint64_t ns[N_OPERATIONS] = {0}, repeat = LARGE / n; /* all do as many operations */
-  fill(order, n, in_order ? 0 : 1);
-  fill(lookup_order, n, in_order ? 0 : 2);
+  for (int which = 0; which < N_OPERATIONS; which++)
+    fill(orders[which], n, in_order ? 0 : (uint64_t)which + 1);
   for (uint64_t turn = 0; turn < repeat; turn++) {
     if (subject->prepare)
       subject->prepare(n);
     for (int which = 0; which < N_OPERATIONS; which++) {
-      const uint32_t *indices = which == LOOKUP ? lookup_order : order;
+      const uint32_t *indices = orders[which];
       uint64_t start = now_ns();
       for (uint32_t i = 0; i < n; i++)
         subject->operations[which](indices[i]);
@@ -127,15 +128,95 @@ static void iopt_unmap(uint32_t i) {
   MUST(!iofs_iopt_unmap(iopt, start_of(i), PAGE, &unmapped, &notify));
 }
 
-static unsigned long long bytes_per_area(void) {
-  size_t before = mallinfo2().uordblks;
-  iopt_begin(LARGE);
-  for (uint32_t i = 0; i < LARGE; i++)
-    iopt_map(i);
-  size_t after = mallinfo2().uordblks;
-  iopt_end();
-  return (after - before) / LARGE;
+/* ---- all at once, and memory ------------------------------------------------------------------ */
+
+static void map_many(uint32_t n, int in_order) {
+  iopt_begin(n);
+  fill(orders[INSERT], n, in_order ? 0 : 1);
+  for (uint32_t i = 0; i < n; i++)
+    iopt_map(orders[INSERT][i]);
 }
+
+/* A map of two pages at an automatic IOVA, which no hole below the last area has room for, and its
+ * unmap; then an unmap of everything, for each area. */
+static void run_whole(uint32_t n, struct series *automatic, struct series *unmap_all) {
+  uint64_t unmap_ns = 0, automatic_ns = 0, repeat = LARGE / n;
+  for (uint64_t turn = 0; turn < repeat; turn++) {
+    struct iofs_range notify;
+    uint64_t unmapped = 0, iova, start;
+    map_many(n, 0);
+    MUST(!iofs_iopt_reserve(iopt, 0, FIRST - 1, 1));
+    start = now_ns();
+    for (uint32_t i = 0; i < n; i++) {
+      MUST(!iofs_iopt_map_user(iopt, mm, &no_charge, 2 * PAGE, 2 * PAGE, IOFS_READ, 0, &iova));
+      MUST(iova == start_of(n));
+      MUST(!iofs_iopt_unmap(iopt, iova, 2 * PAGE, &unmapped, &notify));
+    }
+    automatic_ns += now_ns() - start;
+    start = now_ns();
+    MUST(!iofs_iopt_unmap_all(iopt, &unmapped, &notify));
+    unmap_ns += now_ns() - start;
+    iopt_end();
+  }
+  automatic->ns[automatic->n++] = (double)automatic_ns / LARGE;
+  unmap_all->ns[unmap_all->n++] = (double)unmap_ns / LARGE;
+}
+
+static unsigned long long resident_bytes(void) {
+  unsigned long long total, resident;
+  FILE *file = fopen("/proc/self/statm", "r");
+  MUST(file && fscanf(file, "%llu %llu", &total, &resident) == 2);
+  fclose(file);
+  return resident * (unsigned long long)sysconf(_SC_PAGESIZE);
+}
+
+/* What a million areas add to the memory of a process that had none. */
+static unsigned long long bytes_per_area(int in_order) {
+  unsigned long long bytes = 0;
+  int ends[2];
+  MUST(!pipe(ends));
+  if (!fork()) {
+    iopt_begin(0);
+    fill(orders[INSERT], LARGE, 0); /* the array is there by now */
+    bytes = resident_bytes();
+    iopt_end();
+    map_many(LARGE, in_order);
+    bytes = resident_bytes() - bytes;
+    MUST(write(ends[1], &bytes, sizeof bytes) == sizeof bytes);
+    _exit(0);
+  }
+  MUST(read(ends[0], &bytes, sizeof bytes) == sizeof bytes);
+  wait(NULL);
+  close(ends[0]);
+  close(ends[1]);
+  return bytes / LARGE;
+}
+
+/* ---- one miss --------------------------------------------------------------------------------- */
+
+/* Reads of which each says where the next one is, in memory as large as n areas, with huge pages if
+ * there are any. */
+static void run_reads(uint32_t n, uint64_t size, struct series *series) {
+  const uint64_t huge = 2ull << 20;
+  uint64_t length = (n * size + 2 * huge) & ~(huge - 1);
+  char *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  MUST(memory != MAP_FAILED);
+  madvise(memory, length, MADV_HUGEPAGE);
+  fill(orders[LOOKUP], n, 2);
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t next = orders[LOOKUP][i + 1 < n ? i + 1 : 0];
+    memcpy(memory + orders[LOOKUP][i] * size, &next, sizeof next);
+  }
+  uint32_t at = 0;
+  uint64_t start = now_ns();
+  for (uint32_t i = 0; i < LARGE; i++)
+    memcpy(&at, memory + at * size, sizeof at);
+  __asm__ volatile("" ::"r"(at));
+  series_add(series, start, LARGE);
+  munmap(memory, length);
+}
+
+/* ---- all of it -------------------------------------------------------------------------------- */
 
 enum { TREE, MAP, SPACE, N_SUBJECTS };
 static const struct subject subjects[N_SUBJECTS] = {
@@ -169,10 +250,7 @@ static void report_order(int which, int in_order, unsigned long long bytes) {
          &all[SPACE][0][in_order][which], "\"bytes_per_area\": %llu", bytes);
 }
 
-int main(void) {
-  static struct series middle[N_OPERATIONS];
-  MUST((nodes = calloc(LARGE, sizeof *nodes)) && (order = calloc(LARGE, sizeof *order)) &&
-       (lookup_order = calloc(LARGE, sizeof *lookup_order)) && !iofs_mm_open(getpid(), &mm));
+static void run_all(struct series *middle) {
   for (int round = 0; round < ROUNDS; round++) {
     run_round(&subjects[TREE], MIDDLE, 0, middle);
     for (int large = 0; large < 2; large++)
@@ -180,10 +258,34 @@ int main(void) {
         for (int i = 0; i < N_SUBJECTS; i++)
           run_round(&subjects[i], large ? LARGE : SMALL, in_order, all[i][large][in_order]);
   }
-  unsigned long long bytes = bytes_per_area();
+}
+
+static void run_and_report_others(uint64_t size) {
+  static struct series automatic[2], unmap_all[2], reads[2];
+  for (int round = 0; round < ROUNDS; round++)
+    for (int large = 0; large < 2; large++) {
+      run_whole(large ? LARGE : SMALL, &automatic[large], &unmap_all[large]);
+      run_reads(large ? LARGE : SMALL, size, &reads[large]);
+    }
+  report("IOAS of 1e6 areas: MAP + UNMAP at an automatic IOVA", &automatic[1],
+         "IOAS of 1e3 areas", &automatic[0], " ");
+  report("IOAS of 1e6 areas: UNMAP of all, for each", &unmap_all[1], "IOAS of 1e3 areas",
+         &unmap_all[0], " ");
+  report("a read that depends on the last, memory of 1e6 areas", &reads[1],
+         "memory of 1e3 areas", &reads[0], "\"bytes_per_area\": %llu", (unsigned long long)size);
+}
+
+int main(void) {
+  static struct series middle[N_OPERATIONS];
+  MUST((nodes = calloc(LARGE, sizeof *nodes)) && !iofs_mm_open(getpid(), &mm));
+  for (int which = 0; which < N_OPERATIONS; which++)
+    MUST((orders[which] = calloc(LARGE, sizeof *orders[which])));
+  unsigned long long bytes[2] = {bytes_per_area(0), bytes_per_area(1)};
+  run_all(middle);
   for (int in_order = 0; in_order < 2; in_order++)
     for (int which = 0; which < N_OPERATIONS; which++)
-      report_order(which, in_order, bytes);
+      report_order(which, in_order, bytes[in_order]);
+  run_and_report_others((bytes[0] + 7) & ~7ull);
   report_middle(middle);
   iofs_mm_put(mm);
   return 0;

@@ -30,4 +30,24 @@ void *alloc_aligned(size_t size, size_t align) {
 
 void alloc_free(void *memory) { free(memory); }
 
+#ifdef __SANITIZE_ADDRESS__ /* which knows the bounds and the end of what malloc() made */
+
+void *alloc_object(struct slab_pool *pool) {
+  void *memory;
+  return fails_now() || posix_memalign(&memory, 64, pool->size) ? NULL : memory;
+}
+
+void alloc_free_object(struct slab_pool *pool, void *object) {
+  (void)pool;
+  free(object);
+}
+
+#else
+
+void *alloc_object(struct slab_pool *pool) { return fails_now() ? NULL : slab_alloc(pool); }
+
+void alloc_free_object(struct slab_pool *pool, void *object) { slab_free(pool, object); }
+
+#endif
+
 uint64_t iofs_fail_allocation(uint64_t n) { return atomic_exchange(&countdown, n); }

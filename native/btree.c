@@ -2,8 +2,13 @@
  * B+ trees of disjoint intervals (see btree.h).
  *
  * Entry i of a leaf is an interval, entry i of an inner node a subtree: from the start of its first
- * interval to the last of its last one, and the longest gap between two intervals inside it. The
- * gaps between entries are not kept: they are what lies between last[i] and start[i + 1].
+ * interval to the last of its last one, and a length that no gap between two intervals inside it
+ * exceeds. The gaps between entries are not kept: they are what lies between last[i] and
+ * start[i + 1].
+ *
+ * An insertion makes gaps shorter and leaves the bounds above it alone; who looks for a gap in vain
+ * puts them right. So each is looked at once for what has changed, and no insertion writes to nodes
+ * above the leaf as a rule.
  */
 #include "btree.h"
 
@@ -15,38 +20,58 @@
 
 #define FANOUT 31 /* 2^5 - 1: found with five comparisons */
 #define SPARSE 8  /* a node with fewer entries is merged with a neighbour, if they fit into one */
-#define MAX_HEIGHT 16
 #define CACHE_LINE 64
+#define AHEAD 4
 
 struct btree_node {
   uint64_t last[FANOUT]; /* UINT64_MAX from n on */
   uint32_t n;
-  uint64_t start[FANOUT];
   void *entry[FANOUT];
+  uint64_t start[FANOUT];
   uint64_t gap[]; /* inner nodes: FANOUT */
 };
 
-/* The way down to an entry: at each height the node, and which of its entries. */
-struct path {
-  struct btree_node *node[MAX_HEIGHT];
-  unsigned slot[MAX_HEIGHT];
-};
+#define LINES(bytes) (((bytes) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE)
+
+static struct slab_pool leaves = SLAB_POOL(LINES(sizeof(struct btree_node)));
+static struct slab_pool inner_nodes =
+    SLAB_POOL(LINES(sizeof(struct btree_node) + FANOUT * sizeof(uint64_t)));
+
+static struct slab_pool *pool_of(unsigned height) { return height ? &inner_nodes : &leaves; }
 
 static struct btree_node *new_node(unsigned height) {
-  size_t size = sizeof(struct btree_node) + (height ? FANOUT * sizeof(uint64_t) : 0);
-  struct btree_node *node =
-      alloc_aligned((size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1), CACHE_LINE);
-  if (node)
-    memset(node->last, 0xff, sizeof node->last);
+  struct btree_node *node = alloc_object(pool_of(height));
+  if (!node)
+    return NULL;
+  memset(node->last, 0xff, sizeof node->last);
+  node->n = 0;
   return node;
 }
 
-/* The first entry that ends at `at` or later; FANOUT or n: none. All of last[] is fetched at once,
- * since the comparisons would wait for one piece of it after the other. */
-static unsigned search(const struct btree_node *node, uint64_t at) {
+static void free_node(struct btree_node *node, unsigned height) {
+  alloc_free_object(pool_of(height), node);
+}
+
+/* Let all that a search needs come at once: it would wait for one piece of last[] after the other,
+ * and then for what it has found. */
+static inline void fetch(const struct btree_node *node, unsigned height) {
+  size_t bytes = height ? offsetof(struct btree_node, start) : sizeof *node;
+  for (size_t byte = 0; byte < bytes; byte += CACHE_LINE)
+    __builtin_prefetch((const char *)node + byte);
+}
+
+/* Who goes from one interval to the next is given those that he will come to, and what is around
+ * them. */
+static inline void fetch_ahead(const struct btree_node *leaf, unsigned slot, uint64_t last) {
+  if (slot + AHEAD >= leaf->n || leaf->start[slot + AHEAD] > last)
+    return;
+  __builtin_prefetch(leaf->entry[slot + AHEAD]);
+  __builtin_prefetch((const char *)leaf->entry[slot + AHEAD] + CACHE_LINE);
+}
+
+/* The first entry that ends at `at` or later; n: none. */
+static inline unsigned search(const struct btree_node *node, uint64_t at) {
   unsigned i = 0;
-  for (unsigned byte = CACHE_LINE; byte < sizeof node->last; byte += CACHE_LINE)
-    __builtin_prefetch((const char *)node->last + byte);
   for (unsigned step = (FANOUT + 1) / 2; step; step /= 2)
     i += node->last[i + step - 1] < at ? step : 0;
   return i < node->n ? i : node->n;
@@ -109,7 +134,7 @@ static int summarise(struct btree_node *node, unsigned slot, unsigned height) {
   return 1;
 }
 
-static void summarise_up(const struct btree *tree, const struct path *path, unsigned height) {
+static void summarise_up(const struct btree *tree, const struct btree_path *path, unsigned height) {
   while (++height <= tree->height && summarise(path->node[height], path->slot[height], height))
     ;
 }
@@ -126,22 +151,18 @@ static uint64_t gap_around(const struct btree_node *node, unsigned height, unsig
   return height && node->gap[slot] > longest ? node->gap[slot] : longest;
 }
 
-/* summarise_up() from a leaf of which only entry path->slot[0] has come, gone or changed; `was`:
- * its gap_around() before. Of each node only what is around the changed entry is looked at, unless
- * the longest gap may have been there. */
-static void refresh(const struct btree *tree, const struct path *path, uint64_t was) {
+/* After entry path->slot[0] of a leaf has come, gone or changed: let the nodes above tell where things
+ * begin and end now, and of gaps that have become longer. */
+static void refresh(const struct btree *tree, const struct btree_path *path) {
   for (unsigned height = 1; height <= tree->height; height++) {
     struct btree_node *node = path->node[height], *child = path->node[height - 1];
     unsigned slot = path->slot[height];
-    uint64_t now = gap_around(child, height - 1, path->slot[height - 1]);
-    uint64_t gap = node->gap[slot], start = child->start[0], last = child->last[child->n - 1];
-    if (now >= gap)
-      gap = now;
-    else if (was >= gap)
-      gap = longest_gap(child, height - 1);
+    uint64_t gap = gap_around(child, height - 1, path->slot[height - 1]);
+    uint64_t start = child->start[0], last = child->last[child->n - 1];
+    if (gap < node->gap[slot])
+      gap = node->gap[slot];
     if (node->start[slot] == start && node->last[slot] == last && node->gap[slot] == gap)
       return;
-    was = gap_around(node, height, slot);
     node->start[slot] = start;
     node->last[slot] = last;
     node->gap[slot] = gap;
@@ -152,25 +173,58 @@ static void refresh(const struct btree *tree, const struct path *path, uint64_t 
 
 /* To where an interval that begins at `at` is, or belongs; what is behind everything belongs into
  * the last leaf. */
-static void descend(const struct btree *tree, uint64_t at, struct path *path) {
+static void descend(const struct btree *tree, uint64_t at, struct btree_path *path) {
   struct btree_node *node = tree->root;
-  for (unsigned height = tree->height;; height--) {
+  for (unsigned height = tree->height; height; height--) {
+    fetch(node, height);
     unsigned slot = search(node, at);
-    if (height && slot == node->n)
+    if (slot == node->n)
       slot--;
     path->node[height] = node;
     path->slot[height] = slot;
-    if (!height)
-      return;
     node = node->entry[slot];
   }
+  fetch(node, 0);
+  path->node[0] = node;
+  path->slot[0] = search(node, at);
+}
+
+struct interval *btree_seek(struct btree *tree, uint64_t start, uint64_t last) {
+  if (!tree->root)
+    return NULL;
+  descend(tree, start, &tree->sought);
+  tree->sought_at = start;
+  tree->has_sought = 1;
+  const struct btree_node *leaf = tree->sought.node[0];
+  unsigned slot = tree->sought.slot[0];
+  fetch_ahead(leaf, slot, last);
+  return slot < leaf->n && leaf->start[slot] <= last ? leaf->entry[slot] : NULL;
+}
+
+/* Where a new interval belongs; the tree is about to change. */
+static struct btree_path *path_for(struct btree *tree, uint64_t at) {
+  if (!tree->has_sought || tree->sought_at != at)
+    descend(tree, at, &tree->sought);
+  tree->has_sought = 0;
+  return &tree->sought;
+}
+
+/* Where an interval of the tree is; the tree is about to change. */
+static struct btree_path *path_to(struct btree *tree, const struct interval *interval) {
+  struct btree_path *path = &tree->sought;
+  if (!tree->has_sought || path->slot[0] == path->node[0]->n ||
+      path->node[0]->entry[path->slot[0]] != interval)
+    descend(tree, interval->start, path);
+  tree->has_sought = 0;
+  assert(path->node[0]->entry[path->slot[0]] == interval);
+  return path;
 }
 
 /* ---- insertion ------------------------------------------------------------------------------- */
 
 /* Make the nodes that an insertion along the path will need: fresh[height], and a new root at
  * the height above. */
-static int prepare(const struct btree *tree, const struct path *path, struct btree_node **fresh,
+static int prepare(const struct btree *tree, const struct btree_path *path, struct btree_node **fresh,
                    unsigned *n_fresh) {
   unsigned height = 0;
   for (; height <= tree->height && path->node[height]->n == FANOUT; height++)
@@ -179,12 +233,12 @@ static int prepare(const struct btree *tree, const struct path *path, struct btr
   *n_fresh = height;
   if (height <= tree->height)
     return 0;
-  assert(height < MAX_HEIGHT);
+  assert(height < BTREE_MAX_HEIGHT);
   if ((fresh[height] = new_node(height)))
     return 0;
 no_memory:
   while (height--)
-    alloc_free(fresh[height]);
+    free_node(fresh[height], height);
   return -ENOMEM;
 }
 
@@ -222,7 +276,7 @@ static void grow_root(struct btree *tree, struct btree_node *root, struct btree_
 }
 
 /* `fresh` is to stand right of entry path->slot[height] of that height. */
-static void insert_subtree(struct btree *tree, struct path *path, unsigned height,
+static void insert_subtree(struct btree *tree, struct btree_path *path, unsigned height,
                            struct btree_node **fresh, unsigned n_fresh) {
   for (;; height++) {
     struct btree_node *child = fresh[height - 1], *node, *into;
@@ -251,28 +305,26 @@ static void put_interval(struct btree_node *leaf, unsigned slot, struct interval
 }
 
 int btree_insert(struct btree *tree, struct interval *interval) {
-  struct btree_node *fresh[MAX_HEIGHT];
-  struct path path;
+  struct btree_node *fresh[BTREE_MAX_HEIGHT];
   unsigned n_fresh;
   assert(interval->start <= interval->last);
   if (!tree->root && !(tree->root = new_node(0)))
     return -ENOMEM;
-  descend(tree, interval->start, &path);
-  int err = prepare(tree, &path, fresh, &n_fresh);
+  struct btree_path *path = path_for(tree, interval->start);
+  int err = prepare(tree, path, fresh, &n_fresh);
   if (err)
     return err;
-  struct btree_node *leaf = path.node[0];
-  unsigned slot = path.slot[0];
+  struct btree_node *leaf = path->node[0];
+  unsigned slot = path->slot[0];
   if (n_fresh) {
     leaf = split(leaf, fresh[0], 0, &slot);
     put_interval(leaf, slot, interval);
-    insert_subtree(tree, &path, 1, fresh, n_fresh);
+    insert_subtree(tree, path, 1, fresh, n_fresh);
     return 0;
   }
-  uint64_t was = gap_around(leaf, 0, slot);
   open_slot(leaf, slot, 0);
   put_interval(leaf, slot, interval);
-  refresh(tree, &path, was);
+  refresh(tree, path);
   return 0;
 }
 
@@ -285,7 +337,7 @@ static int merge_two(struct btree_node *parent, unsigned at, unsigned height) {
     return 0;
   move(left, left->n, right, 0, right->n, height - 1);
   left->n += right->n;
-  alloc_free(right);
+  free_node(right, height - 1);
   close_slot(parent, at + 1, height);
   summarise(parent, at, height);
   return 1;
@@ -300,7 +352,7 @@ static int merge(struct btree_node *parent, unsigned slot, unsigned height) {
     return 1;
   if (child->n)
     return 0;
-  alloc_free(child); /* an only child */
+  free_node(child, height - 1); /* an only child */
   close_slot(parent, slot, height);
   return 1;
 }
@@ -309,37 +361,50 @@ static void shrink_root(struct btree *tree) {
   struct btree_node *root;
   while ((root = tree->root) && (tree->height ? root->n == 1 : !root->n)) {
     tree->root = tree->height ? root->entry[0] : NULL;
+    free_node(root, tree->height);
     tree->height -= !!tree->height;
-    alloc_free(root);
   }
 }
 
 void btree_erase(struct btree *tree, const struct interval *interval) {
-  struct path path;
+  struct btree_path *path = path_to(tree, interval);
   unsigned height = 0;
-  descend(tree, interval->start, &path);
-  assert(path.node[0]->entry[path.slot[0]] == interval);
-  uint64_t was = gap_around(path.node[0], 0, path.slot[0]);
-  close_slot(path.node[0], path.slot[0], 0);
-  if (path.node[0]->n >= SPARSE) {
-    refresh(tree, &path, was);
-    return;
-  }
-  while (height < tree->height && path.node[height]->n < SPARSE &&
-         merge(path.node[height + 1], path.slot[height + 1], height + 1))
+  close_slot(path->node[0], path->slot[0], 0);
+  while (height < tree->height && path->node[height]->n < SPARSE &&
+         merge(path->node[height + 1], path->slot[height + 1], height + 1))
     height++;
-  if (path.node[height]->n) /* else it is the root, and a leaf */
-    summarise_up(tree, &path, height);
+  if (height)
+    summarise_up(tree, path, height);
+  else if (path->node[0]->n) /* else it is the root */
+    refresh(tree, path);
   shrink_root(tree);
 }
 
+static void clear(struct btree_node *node, unsigned height,
+                  void (*forget)(struct interval *interval)) {
+  fetch(node, height);
+  for (unsigned i = 0; i < node->n; i++) {
+    if (height) {
+      clear(node->entry[i], height - 1, forget);
+      continue;
+    }
+    fetch_ahead(node, i, UINT64_MAX);
+    forget(node->entry[i]);
+  }
+  free_node(node, height);
+}
+
+void btree_clear(struct btree *tree, void (*forget)(struct interval *interval)) {
+  if (tree->root)
+    clear(tree->root, tree->height, forget);
+  *tree = (struct btree){0};
+}
+
 void btree_set_last(struct btree *tree, struct interval *interval, uint64_t last) {
-  struct path path;
-  descend(tree, interval->start, &path);
-  assert(path.node[0]->entry[path.slot[0]] == interval && last >= interval->start);
-  uint64_t was = gap_around(path.node[0], 0, path.slot[0]);
-  interval->last = path.node[0]->last[path.slot[0]] = last;
-  refresh(tree, &path, was);
+  struct btree_path *path = path_to(tree, interval);
+  assert(last >= interval->start);
+  interval->last = path->node[0]->last[path->slot[0]] = last;
+  refresh(tree, path);
 }
 
 /* ---- looking --------------------------------------------------------------------------------- */
@@ -348,14 +413,16 @@ struct interval *btree_find(const struct btree *tree, uint64_t start, uint64_t l
   const struct btree_node *node = tree->root;
   if (!node)
     return NULL;
-  for (unsigned height = tree->height;; height--) {
+  for (unsigned height = tree->height; height; height--) {
+    fetch(node, height);
     unsigned slot = search(node, start);
-    if (slot == node->n || node->start[slot] > last)
+    if (slot == node->n)
       return NULL;
-    if (!height)
-      return node->entry[slot];
     node = node->entry[slot];
   }
+  fetch(node, 0);
+  unsigned slot = search(node, start);
+  return slot < node->n && node->start[slot] <= last ? node->entry[slot] : NULL;
 }
 
 struct interval *btree_first(const struct btree *tree) { return btree_find(tree, 0, UINT64_MAX); }
@@ -372,18 +439,20 @@ struct interval *btree_next(const struct btree *tree, const struct interval *int
 /* ---- gaps ------------------------------------------------------------------------------------ */
 
 /* The lowest gap between two intervals of the subtree that ends at `from` or later and has at
- * least `length`. Fails at most once for each height: a subtree wholly above `from` has what its
- * entry promises. */
-static int find_gap(const struct btree_node *node, unsigned height, uint64_t from,
-                    uint64_t length, struct interval *gap) {
+ * least `length`. Below an entry that promises too much it is looked for in vain, once. */
+static int find_gap(struct btree_node *node, unsigned height, uint64_t from, uint64_t length,
+                    struct interval *gap) {
   for (unsigned i = search(node, from); i < node->n; i++) {
     if (i && node->start[i] > from && gap_between(node, i - 1) >= length) {
       *gap = (struct interval){node->last[i - 1] + 1, node->start[i] - 1};
       return 1;
     }
-    if (height && node->gap[i] >= length &&
-        find_gap(node->entry[i], height - 1, from, length, gap))
+    if (!height || node->gap[i] < length)
+      continue;
+    if (find_gap(node->entry[i], height - 1, from, length, gap))
       return 1;
+    if (node->start[i] >= from) /* all of it was looked at */
+      node->gap[i] = longest_gap(node->entry[i], height - 1);
   }
   return 0;
 }
@@ -395,7 +464,7 @@ void btree_gaps_begin(struct btree_gaps *gaps, const struct btree *tree, uint64_
 
 /* The lowest gap that ends at gaps->from or later; 0: there is none. */
 static int next_gap(const struct btree_gaps *gaps, struct interval *gap) {
-  const struct btree_node *root = gaps->tree->root;
+  struct btree_node *root = gaps->tree->root;
   *gap = (struct interval){0, UINT64_MAX};
   if (!root)
     return 1;

@@ -18,14 +18,28 @@ struct interval {
 
 struct btree_node;
 
+#define BTREE_MAX_HEIGHT 12 /* two neighbours together have more than eight entries */
+
+/* The way down to an entry: at each height the node, and which of its entries. */
+struct btree_path {
+  struct btree_node *node[BTREE_MAX_HEIGHT];
+  unsigned slot[BTREE_MAX_HEIGHT];
+};
+
 struct btree {
   struct btree_node *root; /* NULL: empty */
   unsigned height;         /* of the root; leaves have 0 */
+  int has_sought;          /* btree_seek() was for an interval at sought_at, and nothing came after */
+  uint64_t sought_at;
+  struct btree_path sought;
 };
 
 /* Insert what overlaps nothing in the tree: ENOMEM. */
 int btree_insert(struct btree *tree, struct interval *interval);
 void btree_erase(struct btree *tree, const struct interval *interval);
+
+/* Erase everything, lowest first; `forget` may free the interval, which nobody looks at again. */
+void btree_clear(struct btree *tree, void (*forget)(struct interval *interval));
 
 /* Let an interval of the tree end at another place, short of the next one. */
 void btree_set_last(struct btree *tree, struct interval *interval, uint64_t last);
@@ -36,6 +50,10 @@ struct interval *btree_next(const struct btree *tree, const struct interval *int
 
 /* The first one that meets [start, last]; NULL: none. */
 struct interval *btree_find(const struct btree *tree, uint64_t start, uint64_t last);
+/* The same, of which the tree remembers the way: if the next change is to insert an interval that
+ * begins at `start`, or to erase the one that was found, it needs no search, and no look at what it
+ * erases. */
+struct interval *btree_seek(struct btree *tree, uint64_t start, uint64_t last);
 /* The next one after `interval` that begins no later than `last`. */
 struct interval *btree_find_next(const struct btree *tree, const struct interval *interval,
                                  uint64_t last);

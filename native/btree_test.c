@@ -169,6 +169,51 @@ static void test_in_order(void) {
     in_order(i & 1, i >> 1);
 }
 
+static int n_forgotten;
+
+static void forget(struct interval *interval) {
+  CHECK_EQ(owner[interval->start], interval - pool + 1);
+  mark(interval, 0);
+  memset(interval, 0xff, sizeof *interval);
+  n_forgotten++;
+}
+
+static void test_clear(void) {
+  struct btree tree = {0};
+  for (unsigned n = 0; n < MAX; n = n * 3 + 1) {
+    memset(owner, 0, sizeof owner);
+    n_used = n_forgotten = 0;
+    for (unsigned i = 0; i < n; i++)
+      add(&tree, i, i * 7 % n * 4, i * 7 % n * 4 + 1);
+    int n_before = n_used;
+    btree_clear(&tree, forget);
+    CHECK(!tree.root && n_forgotten == n_before);
+  }
+}
+
+/* What was sought is no shortcut to anything else. */
+static void test_changes_after_a_seek(void) {
+  struct btree tree = {0};
+  memset(owner, 0, sizeof owner);
+  memset(pool, 0, sizeof pool);
+  n_used = 0;
+  for (int step = 0; step < 60000; step++) {
+    unsigned i = (unsigned)(test_random(&seed) % MAX);
+    uint64_t start = test_random(&seed) % SPAN, last = start + test_random(&seed) % LONGEST;
+    uint64_t at = test_random(&seed) % 2 ? start : test_random(&seed) % SPAN;
+    if (is_used(i))
+      at = test_random(&seed) % 2 ? pool[i].start : at;
+    CHECK(btree_seek(&tree, at, at) == naive_find(at, at));
+    if (is_used(i))
+      take(&tree, i);
+    else
+      add(&tree, i, start, last);
+    if (step % 3000 == 0)
+      check_order(&tree);
+  }
+  btree_clear(&tree, forget);
+}
+
 static void test_the_whole_space(void) {
   struct btree tree = {0};
   struct interval low = {0, 0}, high = {UINT64_MAX, UINT64_MAX}, gap;
@@ -194,6 +239,8 @@ int main(int argc, char **argv) {
   RUN(test_sparse);
   RUN(test_dense);
   RUN(test_in_order);
+  RUN(test_clear);
+  RUN(test_changes_after_a_seek);
   RUN(test_the_whole_space);
   return 0;
 }

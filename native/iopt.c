@@ -21,11 +21,16 @@ struct iofs_iopt *iofs_iopt_new(void) {
 
 void iopt_get(struct iofs_iopt *iopt) { iopt->refs++; }
 
+static void forget(struct interval *iova) {
+  assert(!area_of(iova)->filled); /* no domain is left */
+  area_free(area_of(iova));
+  stats.areas--;
+}
+
 void iopt_put(struct iofs_iopt *iopt) {
   if (--iopt->refs)
     return;
-  while (iopt->areas.root)
-    iopt_remove_area(iopt, first_area(iopt));
+  btree_clear(&iopt->areas, forget);
   iopt_free_ranges(&iopt->reserved);
   iopt_free_ranges(&iopt->allowed);
   alloc_free(iopt->domains);

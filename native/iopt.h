@@ -13,21 +13,10 @@
 
 #include <pthread.h>
 
-#include "btree.h"
+#include "area.h"
 #include "iommufs.h"
 #include "itree.h"
 #include "pages.h"
-
-struct area {
-  struct interval iova;
-  struct pages *pages;
-  uint64_t start_byte; /* in pages, of iova.start */
-  uint32_t prot : 2;           /* enum iofs_prot */
-  uint32_t filled : 1;         /* it is in the domains, its pages are pinned for that */
-  uint32_t prevent_access : 1; /* being unmapped: no new pins */
-  uint32_t n_locks : 28;       /* pins of internal accesses, which forbid to unmap it */
-  uint32_t n_accesses;         /* pins of all accesses */
-};
 
 struct iofs_iopt {
   pthread_mutex_t lock;
@@ -56,9 +45,22 @@ static inline struct area *area_of(struct interval *interval) {
   return interval ? ITREE_OF(interval, struct area, iova) : NULL;
 }
 
+/* Let its pages come with it, which as a rule are right behind and need not wait for the pointer. */
+static inline struct area *fetch_area(struct interval *interval) {
+  struct area *area = area_of(interval);
+  if (area)
+    __builtin_prefetch(area + 1);
+  return area;
+}
+
 /* The first area that meets [start, last], and the next one after `area` that does; NULL: none. */
 static inline struct area *find_area(const struct iofs_iopt *iopt, uint64_t start, uint64_t last) {
-  return area_of(btree_find(&iopt->areas, start, last));
+  return fetch_area(btree_find(&iopt->areas, start, last));
+}
+
+/* find_area(), before the area is removed, or one that begins at `start` is inserted. */
+static inline struct area *seek_area(struct iofs_iopt *iopt, uint64_t start, uint64_t last) {
+  return fetch_area(btree_seek(&iopt->areas, start, last));
 }
 
 static inline struct area *find_next_area(const struct iofs_iopt *iopt, const struct area *area,
@@ -121,6 +123,10 @@ int access_identify(struct iofs_access *access, uint64_t iova, struct page_id *o
 /* iopt_unmap.c: unmap, or all with length 2^64 - 1 from 0 on, as iofs_iopt_unmap(), but EAGAIN
  * with nothing done if there are accesses, which might have to be told. */
 int iopt_unmap_untold(struct iofs_iopt *iopt, uint64_t iova, uint64_t length, uint64_t *unmapped);
+
+/* iopt_map.c: an area that shows these pages, with a reference on them; NULL: no memory. */
+struct area *area_new(struct pages *pages);
+void area_free(struct area *area);
 
 /* iopt_unmap.c: the area leaves the iopt and the domains and is freed. */
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area);

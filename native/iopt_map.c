@@ -17,7 +17,7 @@ struct target {
 };
 
 /* iopt_alloc_area_pages(): rules 7 to 9 of a map. *iova is in and out. */
-static int place(const struct iofs_iopt *iopt, const struct target *target, uint64_t *iova) {
+static int place(struct iofs_iopt *iopt, const struct target *target, uint64_t *iova) {
   uint64_t mask = iopt->alignment - 1, last;
   if (target->length & mask)
     return -EINVAL;
@@ -29,7 +29,27 @@ static int place(const struct iofs_iopt *iopt, const struct target *target, uint
     return -EOVERFLOW;
   if (itree_find(&iopt->reserved, *iova, last))
     return -EINVAL;
-  return find_area(iopt, *iova, last) ? -EEXIST : 0;
+  return btree_seek(&iopt->areas, *iova, last) ? -EEXIST : 0;
+}
+
+struct area *area_new(struct pages *pages) {
+  /* With one reference, the caller's, nobody else can reach the place for an area. */
+  int is_free = pages->refs == 1 && !pages->area.pages;
+  struct area *area = is_free ? &pages->area : alloc_zeroed(sizeof *area);
+  if (!area)
+    return NULL;
+  *area = (struct area){.pages = pages};
+  pages_get(pages);
+  return area;
+}
+
+void area_free(struct area *area) {
+  struct pages *pages = area->pages;
+  if (area == &pages->area)
+    area->pages = NULL;
+  else
+    alloc_free(area);
+  pages_put(pages);
 }
 
 /* iopt_insert_area() */
@@ -39,19 +59,17 @@ static int insert(struct iofs_iopt *iopt, const struct piece *piece, uint64_t io
     return -EPERM;
   if (piece->start_byte % PAGE_SIZE & (iopt->alignment - 1))
     return -EINVAL;
-  if (!(area = alloc_zeroed(sizeof *area)))
+  if (!(area = area_new(piece->pages)))
     return -ENOMEM;
   area->iova.start = iova;
   area->iova.last = iova + piece->length - 1;
-  area->pages = piece->pages;
   area->start_byte = piece->start_byte;
   area->prot = prot & (IOFS_READ | IOFS_WRITE);
   int err = btree_insert(&iopt->areas, &area->iova);
   if (err) {
-    alloc_free(area);
+    area_free(area);
     return err;
   }
-  pages_get(area->pages);
   iopt->n_areas++;
   stats.areas++;
   return 0;

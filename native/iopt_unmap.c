@@ -11,8 +11,7 @@
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area) {
   iopt_unfill_area(iopt, area);
   btree_erase(&iopt->areas, &area->iova);
-  pages_put(area->pages);
-  alloc_free(area);
+  area_free(area);
   iopt->n_areas--;
   stats.areas--;
 }
@@ -36,7 +35,7 @@ static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *
 static int unmap(struct iofs_iopt *iopt, uint64_t start, uint64_t last, uint64_t *unmapped,
                  struct iofs_range *out) {
   struct area *area;
-  while ((area = find_area(iopt, start, last))) {
+  while ((area = seek_area(iopt, start, last))) {
     if (area->n_locks)
       return -EBUSY;
     if (area->iova.start < start || area->iova.last > last)
@@ -100,7 +99,7 @@ static int cut(struct iofs_iopt *iopt, struct area *left, uint64_t new_start) {
   int err = check_cut(iopt, left, new_start);
   if (err)
     return err;
-  if (!(right = alloc_zeroed(sizeof *right)))
+  if (!(right = area_new(left->pages)))
     return -ENOMEM;
   *right = *left; /* what the domains hold stays as it is: there are only small leaves */
   right->start_byte = area_byte(left, new_start);
@@ -111,10 +110,9 @@ static int cut(struct iofs_iopt *iopt, struct area *left, uint64_t new_start) {
     btree_erase(&iopt->areas, &right->iova);
   if (err) {
     btree_set_last(&iopt->areas, &left->iova, right->iova.last);
-    alloc_free(right);
+    area_free(right);
     return err;
   }
-  pages_get(right->pages);
   if (right->filled)
     pages_place(right->pages, 0, 0); /* placed already by the left one: cannot fail */
   iopt->n_areas++;

@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
 
 #include "alloc.h"
 #include "charge.h"
@@ -33,12 +34,15 @@ static pthread_mutex_t *lock_of(const struct pages *pages) {
   return &locks[((uintptr_t)pages >> 6) % N_LOCKS];
 }
 
+static struct slab_pool pool = SLAB_POOL(sizeof(struct pages));
+
 static int new_pages(struct iofs_mm *mm, const struct iofs_charge *charge, uint64_t start,
                      uint64_t length, int writable, struct pages **out) {
-  struct pages *pages = alloc_zeroed(sizeof *pages);
+  struct pages *pages = alloc_object(&pool);
   if (!pages)
     return -ENOMEM;
   uint64_t offset = start % PAGE_SIZE;
+  memset(pages, 0, sizeof *pages);
   pages->refs = 1;
   pages->writable = (uint8_t)!!writable;
   pages->charge_mode = (uint8_t)charge->mode;
@@ -85,7 +89,7 @@ void pages_put(struct pages *pages) {
   if (pages->file)
     memfile_put(pages->file);
   iofs_mm_put(pages->mm);
-  alloc_free(pages);
+  alloc_free_object(&pool, pages);
   stats.pages--;
 }
 

@@ -10,6 +10,7 @@
 #ifndef IOFS_PAGES_H
 #define IOFS_PAGES_H
 
+#include "area.h"
 #include "copy.h"
 #include "iommufs.h"
 #include "mm.h"
@@ -24,6 +25,9 @@ enum pages_kind {
 struct pins;
 
 struct pages {
+  /* A place for an area that shows them: as a rule it is the only one, and who finds it has both in
+   * his cache. See area_new(). */
+  struct area area;
   _Atomic uint32_t refs;
   uint8_t kind; /* enum pages_kind */
   uint8_t writable;
