@@ -36,6 +36,13 @@ class Amd(Iommu):
             raise UapiError(errno.EOPNOTSUPP, f"amd: flags {flags:#x}")
         return DomainConfig(0, 2**64 - 1, PAGE_SIZES, "amd")
 
+    def has_viommus(self, function: Physical, kind: int) -> bool:
+        """Of any type; no page table here is the parent that one needs.
+
+        Source: amd_iommufd_get_viommu_size()
+        """
+        return True
+
     def hw_info(self, function: Physical, data_type: int) -> tuple[int, bytes]:
         if data_type not in (uapi.IOMMU_HW_INFO_TYPE_DEFAULT, uapi.IOMMU_HW_INFO_TYPE_AMD):
             raise UapiError(errno.EOPNOTSUPP, f"amd: no hw_info of type {data_type}")
