@@ -7,12 +7,13 @@
 
 #include "alloc.h"
 #include "device_host.h"
+#include "igb.h"
 #include "nvme.h"
 
 static const struct {
   const char *name;
   const struct iommufs_model *model;
-} built_in[] = {{"nvme", &nvme_model}};
+} built_in[] = {{"igb", &igb_model}, {"nvme", &nvme_model}};
 
 static const struct iommufs_model *find_built_in(const char *name) {
   for (size_t i = 0; i < sizeof built_in / sizeof *built_in; i++)

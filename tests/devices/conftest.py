@@ -1,12 +1,14 @@
 """A machine around one model, small enough to see through."""
 
 import types
+import weakref
 
 import pytest
 
 from iommufs.vfio import native, refused
 from iommufs.vfio.model import DmaError
 from tests.contract.vfio_client import VfioClient
+from tests.devices.fake_native import FakeNative
 
 PAGE = 4096
 
@@ -19,7 +21,9 @@ def _wait():
 class FakeHost:
     """Client memory is a dict of pages, interrupts and stores are lists, tasks run when told to.
 
-    slow  a DMA waits, once, until the next step()
+    slow        a DMA of a model in Python waits, once, until the next step()
+    before_dma  called with the IOVA before a model in C reads there
+    after_dma   … after it has written there
     """
 
     def __init__(self):
@@ -33,24 +37,22 @@ class FakeHost:
         self.clearing = set()
         self.bars = {}
         self.slow = False
+        self.before_dma = self.after_dma = lambda iova: None
         self.pauses = 0
         self._tasks = []
+        self._natives = []
 
     # -- the contract
 
     async def dma_read(self, iova, length):
         if self.slow:
             await _wait()
-        self._check(iova, length, write=False)
-        return bytes(self._byte(iova + i)[0] for i in range(length))
+        return self.read_now(iova, length)
 
     async def dma_write(self, iova, data):
         if self.slow:
             await _wait()
-        self._check(iova, len(data), write=True)
-        for i, byte in enumerate(data):
-            page, offset = divmod(iova + i, PAGE)
-            self.pages[page][offset] = byte
+        self.write_now(iova, data)
 
     async def dma_read_spans(self, spans):
         return [await self._or_error(self.dma_read(*span)) for span in spans]
@@ -69,6 +71,11 @@ class FakeHost:
 
     async def give_way(self):
         self.pauses += 1
+
+    def load_native(self, library, symbol, options):
+        model = FakeNative(self, symbol, options)
+        self._natives.append(weakref.ref(model))
+        return model
 
     def set_intx(self, level):
         self.intx = level
@@ -133,11 +140,26 @@ class FakeHost:
     def finish(self):
         while self._tasks:
             self.step()
+        for model in self.natives():
+            model.finish()
 
     @property
     def running(self):
-        """How many tasks have not ended."""
-        return len(self._tasks)
+        """How many tasks have not ended, and models in C have something to do."""
+        return len(self._tasks) + sum(model.woken for model in self.natives())
+
+    def natives(self):
+        return [model for ref in self._natives if (model := ref())]
+
+    def read_now(self, iova, length):
+        self._check(iova, length, write=False)
+        return bytes(self._byte(iova + i)[0] for i in range(length))
+
+    def write_now(self, iova, data):
+        self._check(iova, len(data), write=True)
+        for i, byte in enumerate(data):
+            page, offset = divmod(iova + i, PAGE)
+            self.pages[page][offset] = byte
 
     def cancel(self):
         """What comes before a reset or a close."""

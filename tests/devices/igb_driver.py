@@ -2,7 +2,7 @@
 
 import struct
 
-from iommufs.devices.igb import registers as reg
+from tests.devices import igb_registers as reg
 
 MMIO = 0
 TX_RING, RX_RING, TX_BUFFERS, RX_BUFFERS = 0x100000, 0x110000, 0x200000, 0x300000
@@ -40,16 +40,18 @@ class Driver:
         self.model.write(MMIO, register, 4, value)
 
     def store(self, *stores):
-        """What a mapping stores and the watch sees together."""
+        """What a mapping stores and the device sees together."""
         self.store_only(*stores)
         self.host.finish()
 
     def store_only(self, *stores):
-        """The engine does not go on meanwhile."""
+        """The thread of the device does not go on meanwhile."""
         for register, value in stores:
-            taken = (MMIO, register) in self.host.clearing
-            self.host.store(MMIO, register, 4, 0 if taken else value)
-        self.model.stores(MMIO, [(register, 4, value) for register, value in stores])
+            self.host.store(MMIO, register, 4, value)
+        self.scan()
+
+    def scan(self):
+        self.model.native.scan()
 
     def rx(self, register):
         return reg.rx(self.queue, register)

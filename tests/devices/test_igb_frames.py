@@ -2,12 +2,13 @@
 
 import random
 import struct
+import time
 import zlib
 
 import pytest
 
 from iommufs.devices.igb import Igb
-from iommufs.devices.igb import registers as reg
+from tests.devices import igb_registers as reg
 from tests.devices.igb_driver import (
     ADVANCED,
     BUFFER,
@@ -17,6 +18,7 @@ from tests.devices.igb_driver import (
     ONE_BUFFER,
     PROMISCUOUS,
     RS,
+    RX_BUFFERS,
     RX_RING,
     SIZE,
     TX_BUFFERS,
@@ -27,6 +29,7 @@ from tests.devices.igb_driver import (
 
 LOOPED = PROMISCUOUS | LOOPBACK
 DD_EOP = 3
+LONG = 20  # seconds after which something hangs
 
 
 @pytest.fixture
@@ -260,15 +263,25 @@ def test_positions_outside_the_ring_do_nothing(looped, register):
     assert looped.host.reports == []
 
 
-def test_a_reset_while_a_frame_is_under_way_forgets_it(looped):
-    looped.host.slow = True
-    looped.poke(TX_BUFFERS, frame())
-    looped.describe(TX_BUFFERS, ADVANCED | EOP | IFCS | RS | 60)
-    looped.write(looped.tx(reg.TAIL), 1)
-    looped.host.step()
-    looped.write(reg.CTRL, reg.CTRL_RST)
-    looped.host.slow = False
+@pytest.mark.parametrize("n", range(1, 4))
+def test_a_reset_while_a_frame_is_under_way_forgets_it(looped, n):
+    """While the n-th read goes on: descriptor, frame, receive descriptor."""
+    reads = []
+
+    def reset(iova):
+        reads.append(iova)
+        if len(reads) == n:
+            looped.write(reg.CTRL, reg.CTRL_RST)
+
+    looped.host.before_dma = reset
+    looped.send(frame())
+    assert len(reads) == n
+    looped.host.before_dma = lambda iova: None
+    assert looped.host.memory(RX_BUFFERS, 60) == bytes(60)
+    assert looped.descriptor(0)[2] == 0
+    assert not looped.tx_done(0) or n == 3
     looped.sent = 0
+    looped.put(TX_RING, 0, 0, 0)
     looped.begin(rctl=LOOPED)
     assert looped.received() == []
     assert not looped.tx_done(0)
@@ -288,23 +301,86 @@ def test_a_packet_that_never_ends_is_not_kept(looped):
     assert looped.received() == [frame()]
 
 
-def test_a_sender_lets_the_receiver_go_on_after_each_batch(pair):
+def fill(driver):
+    """Send a ring full of frames of 2 KiB: which."""
+    driver.write(reg.RCTL, PROMISCUOUS | reg.RCTL_LPE)
+    sent = [frame(2048, seed=driver.sent + i) for i in range(SIZE - 1)]
+    for data in sent:
+        at = TX_BUFFERS + BUFFER * (driver.sent % SIZE)
+        driver.poke(at, data)
+        driver.describe(at, ADVANCED | EOP | IFCS | len(data))
+    driver.ring()
+    return sent
+
+
+def test_a_sender_waits_for_a_receiver_that_is_busy(pair):
+    """Frames of more than an inbox holds: none is lost on the wire while the other end gets on."""
     here, there = pair
-    for _ in range(3):
-        here.send(frame())
-    assert here.host.pauses == 3
+    there.write(reg.RCTL, PROMISCUOUS | reg.RCTL_LPE)
+    sent, got = [], []
+    while here.read(here.tx(reg.HEAD)) == here.sent % SIZE:
+        sent += fill(here)
+    assert len(sent) * 2048 > 512 << 10
+    there.model.native.finish()
+    assert here.model.native.woken
     finish(here, there)
-    assert len(there.received()) == 3
+    assert here.read(here.tx(reg.HEAD)) == here.sent % SIZE
+    while new := there.received():
+        got += new
+        finish(here, there)
+    assert there.read(reg.TPR) == len(sent)
+    assert got == sent[: len(got)]  # what came when its buffers were full is missed
+    assert len(got) + there.read(reg.MPC) == len(sent)
+
+
+def test_a_receiver_that_is_stuck_stops_nobody(pair):
+    here, there = pair
+    there.write(reg.RCTL, PROMISCUOUS | reg.RCTL_LPE)
+    n_sent = 0
+    while here.read(here.tx(reg.HEAD)) == here.sent % SIZE:
+        n_sent += len(fill(here))
+    end = time.monotonic() + LONG
+    while here.read(here.tx(reg.HEAD)) != here.sent % SIZE:  # after the wire's patience
+        here.host.finish()
+        assert time.monotonic() < end
+    n_sent += len(fill(here))
+    assert here.read(here.tx(reg.HEAD)) == here.sent % SIZE
+    finish(here, there)
+    got = 0
+    while new := there.received():
+        got += len(new)
+        finish(here, there)
+    assert got
+    assert got + there.read(reg.MPC) == n_sent
+
+
+def test_what_a_receiver_has_not_taken_is_gone_with_a_reset(pair):
+    here, there = pair
+    here.send(frame())
+    there.write(reg.CTRL, reg.CTRL_RST)
+    there.begin()
+    finish(here, there)
+    assert there.received() == []
+    assert there.read(reg.TPR) == 0
+    here.send(frame(99))
+    finish(here, there)
+    assert there.received() == [frame(99)]
+
+
+def test_three_ends_of_a_wire(make_host):
+    hosts = [make_host() for _ in range(3)]
+    drivers = [Driver(host, Igb(host, {"wire": "three"})).begin() for host in hosts]
+    drivers[1].send(frame(200))
+    finish(*drivers)
+    assert [driver.received() for driver in drivers] == [[frame(200)], [], [frame(200)]]
 
 
 def test_what_has_descriptors_is_not_missed(pair):
     here, there = pair
     there.write(reg.RXPBS, 1)
-    there.host.slow = True  # it is at it, and no faster
     sent = [frame(1514, seed=seed) for seed in range(SIZE - 1)]
     for data in sent:
         here.send(data)
-    there.host.slow = False
     finish(here, there)
     assert there.received() == sent
     assert there.read(reg.MPC) == 0
@@ -425,7 +501,10 @@ def test_a_record_of_what_was_sent(host, tmp_path):
 
 def test_a_record_that_cannot_be_made_is_reported(host, tmp_path):
     driver = Driver(host, Igb(host, {"pcap_out": str(tmp_path)})).begin()
-    assert host.reports == [("cannot record", {"path": str(tmp_path), "error": "Is a directory"})]
+    assert host.reports == [(f"cannot record: Is a directory: {tmp_path}", {})]
+    driver.model.reset()
+    assert len(host.reports) == 1
+    driver.begin()
     driver.send(frame())
     assert driver.tx_done(0)
 

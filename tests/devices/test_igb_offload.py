@@ -9,8 +9,8 @@ import struct
 
 import pytest
 
-from iommufs.devices.igb import Igb, headers
-from iommufs.devices.igb import registers as reg
+from iommufs.devices.igb import Igb
+from tests.devices import igb_registers as reg
 from tests.devices.igb_driver import (
     ADVANCED,
     CONTEXT,
@@ -29,6 +29,7 @@ from tests.devices.igb_driver import (
 IXSM, TXSM = 0x100, 0x200
 VP, UDPCS, L4CS, IPCS, L4E, IPE = 8, 0x10, 0x20, 0x40, 1 << 29, 1 << 30
 TCP, UDP = 6, 17
+IPV4, IPV6 = 1, 4  # packet types
 
 
 @pytest.fixture
@@ -241,23 +242,53 @@ VECTORS = [
 ]
 
 
+# MRQC's bits for packets without ports, and with those of TCP; the descriptors' types of both.
+TYPES = {4: (1 << 17, 1 << 16, 2, 1), 6: (1 << 20, 1 << 18, 5, 3)}
+
+
+def set_key(driver):
+    for at in range(0, 40, 4):
+        driver.write(reg.RSSRK + at, int.from_bytes(KEY[at : at + 4], "little"))
+    driver.write(reg.RXCSUM, 0x2000)
+
+
 @pytest.mark.parametrize(("source", "sport", "to", "dport", "ip", "tcp"), VECTORS)
-def test_the_published_hashes(source, sport, to, dport, ip, tcp):
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+def test_the_published_hashes(looped, source, sport, to, dport, ip, tcp):
+    version = 6 if ":" in source else 4
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
     addresses = socket.inet_pton(family, source) + socket.inet_pton(family, to)
-    assert headers.toeplitz(KEY, addresses) == ip
-    assert headers.toeplitz(KEY, addresses + struct.pack(">HH", sport, dport)) == tcp
+    data = bytearray(packet(TCP, bytes(40), version))
+    at = 26 if version == 4 else 22
+    data[at : at + len(addresses)] = addresses
+    at += len(addresses)
+    data[at : at + 4] = struct.pack(">HH", sport, dport)
+    set_key(looped)
+    without, with_ports, *types = TYPES[version]
+    for enabled in (without, with_ports):
+        looped.write(reg.MRQC, 2 | enabled)
+        looped.send(bytes(data))
+    found = [looped.descriptor(i)[:2] for i in range(2)]
+    assert [(kind & 0xF, value) for kind, value in found] == list(
+        zip(types, (ip, tcp), strict=True)
+    )
+
+
+def toeplitz(key, data):
+    """The hash of RSS, bit by bit."""
+    key, result = int.from_bytes(key, "big"), 0
+    for i in range(8 * len(data)):
+        if data[i // 8] >> 7 - i % 8 & 1:
+            result ^= key >> (320 - 32 - i) & 0xFFFFFFFF
+    return result
 
 
 def test_the_hash_chooses_the_queue(host):
     driver = Driver(host, Igb(host, {}), queue=3)
     driver.begin(rctl=PROMISCUOUS | LOOPBACK)
-    for at in range(0, 40, 4):
-        driver.write(reg.RSSRK + at, int.from_bytes(KEY[at : at + 4], "little"))
+    set_key(driver)
     data = packet(TCP, bytes(40))
-    value = headers.toeplitz(KEY, data[26:34] + data[34:38])
+    value = toeplitz(KEY, data[26:34] + data[34:38])
     driver.write(reg.RETA + (value & 0x7C), 3 << 8 * (value & 3))
-    driver.write(reg.RXCSUM, 0x2000)
     driver.write(reg.MRQC, 2 | 1 << 16)
     driver.send(data)
     assert driver.descriptor(0)[:2] == (1 | 0x110, value)
@@ -267,16 +298,22 @@ def test_the_hash_chooses_the_queue(host):
     assert driver.received() == []  # it is in queue 0, which is not set up
 
 
+def tagged(data):
+    return data[:12] + b"\x81\0\0\1" + data[12:]
+
+
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (packet(TCP, b""), headers.IPV4 | headers.TCP),
-        (packet(UDP, b"", 6), headers.IPV6 | headers.UDP),
-        (packet(UDP, b"")[:30], 0),
-        (packet(UDP, b"")[:12] + b"\x81\0\0\1" + packet(UDP, b"")[12:], headers.IPV4 | headers.UDP),
-        (packet(UDP, b"")[:20] + b"\x20\0" + packet(UDP, b"")[22:], headers.IPV4),
+        (packet(TCP, bytes(20)), IPV4 | 0x10),
+        (packet(UDP, bytes(20)), IPV4 | 0x20),
+        (packet(UDP, bytes(20), 6), IPV6 | 0x20),
+        (packet(UDP, bytes(20))[:14] + bytes(60), 0),
+        (tagged(packet(UDP, bytes(20))), IPV4 | 0x20),
+        (packet(UDP, bytes(20))[:20] + b"\x20\0" + packet(UDP, bytes(20))[22:], IPV4),
         (frame(), 0),
     ],
 )
-def test_types_of_packets(data, kind):
-    assert headers.parse(data).kind == kind
+def test_types_of_packets(looped, data, kind):
+    looped.send(data)
+    assert looped.descriptor(0)[0] == kind << 4

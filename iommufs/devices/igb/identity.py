@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from iommufs.devices.igb.registers import BAR_SIZE
 from iommufs.vfio.model import Bar, Description
 
+BAR_SIZE = 0x20000
 MMIO, FLASH, PORTS, MSIX = 0, 1, 2, 3  # BARs
 N_VECTORS = 10
 
