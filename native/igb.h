@@ -258,8 +258,8 @@ struct igb_end {
   uint64_t n_missed, full_ns; /* since when it is full; 0: it is not */
 };
 
-void igb_wire_join(struct igb_end *end, const char *name); /* NULL: none */
-void igb_wire_leave(struct igb_end *end);
+void igb_wire_join(struct igb_end *end, const char *name); /* NULL: none; without any lock */
+void igb_wire_leave(struct igb_end *end); /* likewise */
 void igb_wire_open(struct igb_end *end, const struct igb_port *owner); /* a life begins */
 /* It ends. attended: by its thread, without any lock; else it was never woken. */
 void igb_wire_close(struct igb_end *end, const struct igb_port *owner, int attended);

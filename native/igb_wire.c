@@ -38,29 +38,24 @@ static int is_other(const struct igb_end *end, const struct igb_end *other) {
 
 /* ---- ends ------------------------------------------------------------------------------------- */
 
-void igb_wire_join(struct igb_end *end, const char *name) {
-  pthread_mutex_lock(&lock);
-  *end = (struct igb_end){.name = name, .powered = 1, .next = ends};
-  for (const struct igb_end *other = ends; other; other = other->next)
-    end->index += (unsigned)is_other(end, other);
-  ends = end;
-  pthread_mutex_unlock(&lock);
+static void tell_others(struct igb_end *end) {
+  end->owes_wakes = 1;
+  for (struct igb_end *other = ends; other; other = other->next)
+    if (is_other(end, other)) {
+      other->has_news = 1;
+      other->to_be_woken = 1;
+    }
+}
+
+static void set_power(struct igb_end *end, int on) {
+  if (end->powered != on)
+    tell_others(end);
+  end->powered = on;
 }
 
 static void wait_for_wakers(struct igb_end *end) {
   while (end->n_wakers)
     pthread_cond_wait(&woken, &lock);
-}
-
-void igb_wire_leave(struct igb_end *end) {
-  struct igb_end **at = &ends;
-  pthread_mutex_lock(&lock);
-  wait_for_wakers(end);
-  while (*at != end)
-    at = &(*at)->next;
-  *at = end->next;
-  igb_frames_free(&end->inbox);
-  pthread_mutex_unlock(&lock);
 }
 
 static void empty(struct igb_end *end) {
@@ -70,16 +65,30 @@ static void empty(struct igb_end *end) {
   end->has_mail = 0;
 }
 
-static void set_power(struct igb_end *end, int on) {
-  if (end->powered == on)
-    return;
-  end->powered = on;
-  end->owes_wakes = 1;
-  for (struct igb_end *other = ends; other; other = other->next)
-    if (is_other(end, other)) {
-      other->has_news = 1;
-      other->to_be_woken = 1;
-    }
+void igb_wire_join(struct igb_end *end, const char *name) {
+  pthread_mutex_lock(&lock);
+  *end = (struct igb_end){.name = name, .next = ends};
+  for (const struct igb_end *other = ends; other; other = other->next)
+    end->index += (unsigned)is_other(end, other);
+  ends = end;
+  set_power(end, 1);
+  pthread_mutex_unlock(&lock);
+  igb_wire_wake_others(end);
+}
+
+void igb_wire_leave(struct igb_end *end) {
+  struct igb_end **at = &ends;
+  pthread_mutex_lock(&lock);
+  set_power(end, 0);
+  pthread_mutex_unlock(&lock);
+  igb_wire_wake_others(end);
+  pthread_mutex_lock(&lock);
+  wait_for_wakers(end);
+  while (*at != end)
+    at = &(*at)->next;
+  *at = end->next;
+  empty(end);
+  pthread_mutex_unlock(&lock);
 }
 
 void igb_wire_open(struct igb_end *end, const struct igb_port *owner) {

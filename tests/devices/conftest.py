@@ -1,5 +1,10 @@
 """A machine around one model, small enough to see through."""
 
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
 import types
 import weakref
 
@@ -204,3 +209,18 @@ async def vfio(nursery):
     native.drain()
     refused.drain()
     nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def stuck_pages():
+    """Four pages of this process: touching them waits until the descriptor is closed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        pytest.skip("userfaultfd is not permitted here")
+    pages = mmap.mmap(-1, 4 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
+    fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", address, 4 * PAGE, 1, 0)))
+    yield fd, address
+    os.close(fd)

@@ -1,8 +1,5 @@
 """The NVMe controller against docs/nvme.md: registers, admin commands, events."""
 
-import ctypes
-import fcntl
-import mmap
 import os
 import select
 import struct
@@ -170,21 +167,6 @@ async def test_data_out_of_reach_is_a_status(nvme):
     done = nvme.admin.run(c.IDENTIFY, cdw10=1, prp1=0x7000_0000)
     assert (done.status, done.dnr) == (0x004, False)
     assert nvme.read32(c.CSTS) == 1
-
-
-@pytest.fixture
-def stuck_pages():
-    """Four pages of this process: touching them waits until the descriptor is closed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0:
-        pytest.skip("userfaultfd is not permitted here")
-    pages = mmap.mmap(-1, 4 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-    fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
-    fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", address, 4 * PAGE, 1, 0)))
-    yield fd, address
-    os.close(fd)
 
 
 async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_pages):
