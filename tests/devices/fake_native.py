@@ -63,7 +63,7 @@ Model = _pointers(
 @functools.cache
 def compiled(symbol):
     """The struct iommufs_model of native/SYMBOL*.c."""
-    sources = [*NATIVE.glob(f"{symbol}*.c"), NATIVE / "alloc.c"]
+    sources = [*NATIVE.glob(f"{symbol}*.c"), NATIVE / "alloc.c", NATIVE / "slab.c"]
     sources = [path for path in sources if not path.stem.endswith("_test")]
     inputs = [*sources, *NATIVE.glob("*.h")]
     library = BUILD / f"{symbol}.so"
