@@ -65,7 +65,7 @@ def compiled(symbol):
     """The struct iommufs_model of native/SYMBOL*.c."""
     sources = [*NATIVE.glob(f"{symbol}*.c"), NATIVE / "alloc.c", NATIVE / "slab.c"]
     sources = [path for path in sources if not path.stem.endswith("_test")]
-    inputs = [*sources, *NATIVE.glob("*.h")]
+    inputs = [*sources, *NATIVE.glob("*.h"), Path(__file__)]
     library = BUILD / f"{symbol}.so"
     if not library.exists() or library.stat().st_mtime < max(p.stat().st_mtime for p in inputs):
         BUILD.mkdir(parents=True, exist_ok=True)
