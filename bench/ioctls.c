@@ -126,6 +126,26 @@ static void options(void) {
   report("ioctl: OPTION, through Python", &ours, FLOOR, &peer, "\"ioctls\": 1");
 }
 
+/* Two that make an object and take it away, and wake nobody else. */
+static void alloc_destroy(int fd) {
+  struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
+  MUST(!ioctl(fd, IOMMU_IOAS_ALLOC, &alloc));
+  struct iommu_destroy destroy = {.size = sizeof destroy, .id = alloc.out_ioas_id};
+  MUST(!ioctl(fd, IOMMU_DESTROY, &destroy));
+}
+
+static void allocs(void) {
+  struct series ours = {0}, peer = {0};
+  for (int round = 0; round < ROUNDS; round++) {
+    rounds_of_map(&peer, floor_fd, 4096, 500);
+    uint64_t start = now_ns();
+    for (int i = 0; i < 300; i++)
+      alloc_destroy(iommufd);
+    series_add(&ours, start, 300);
+  }
+  report("ioctl: IOAS_ALLOC + DESTROY, through Python", &ours, FLOOR, &peer, "\"ioctls\": 2");
+}
+
 /* ---- many clients ---------------------------------------------------------------------------- */
 
 static _Atomic uint64_t *done; /* by each client */
@@ -199,6 +219,7 @@ int main(int argc, char **argv) {
   ioas_id = alloc.out_ioas_id;
   small_maps("ioctl: MAP + UNMAP 4 KiB, no device");
   options();
+  allocs();
   struct vfio_device_bind_iommufd bind = {.argsz = sizeof bind, .iommufd = iommufd};
   struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof attach, .pt_id = ioas_id};
   MUST(!ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind));
