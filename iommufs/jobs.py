@@ -3,8 +3,9 @@
 Nearly all finish within a moment, and then `finish` does not go through the event loop. A job that
 does not is parked; whoever is parked first pumps the notices for all.
 
-So nearly every ioctl is over without a wait, and needs no task. `begin` runs a coroutine up to
-where it would wait, without one. Whatever such a coroutine may wait for stands behind `in_task`.
+So nearly every ioctl is over without a wait of trio's, and needs no task. `advance` runs a
+coroutine up to where it needs something: a job, which whoever calls that carries out, or a task.
+Whatever else such a coroutine may wait for stands behind `in_task`.
 """
 
 import types
@@ -22,19 +23,19 @@ _parked: dict[Any, trio.Event] = {}
 _pump = trio.Lock()
 
 
-_NEEDS_TASK = object()
+TASK = object()  # what a coroutine asks for that needs one
 _without_task = False
 
 
 @types.coroutine
-def _ask_for_task() -> Generator[object, None, None]:
-    yield _NEEDS_TASK
+def _ask_for(wanted: Any) -> Generator[Any, None, None]:
+    yield wanted
 
 
 async def in_task() -> None:
     """From here on there is a task, which trio's own waits need."""
     if _without_task:
-        await _ask_for_task()
+        await _ask_for(TASK)
 
 
 async def let_others() -> None:
@@ -53,17 +54,30 @@ class Rest:
         return self._coroutine.__await__()
 
 
-def begin(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, Awaitable[Any] | None]:
-    """Run a coroutine up to where it needs a task: its result, or what is to be awaited there."""
+def advance(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine without a task up to where it needs something: TASK, or a job.
+
+    A job is to be carried out before the next call; or else what is left becomes a task, as a Rest.
+    StopIteration has its result.
+    """
     global _without_task
     _without_task = True
     try:
-        if coroutine.send(None) is not _NEEDS_TASK:
+        wanted = coroutine.send(None)
+        if wanted is not TASK and not isinstance(wanted, ffi.CData):
             coroutine.throw(RuntimeError("it waits, and has not called in_task()"))
-    except StopIteration as stop:
-        return stop.value, None
+        return wanted
     finally:
         _without_task = False
+
+
+def begin(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, Awaitable[Any] | None]:
+    """Run a coroutine up to where it needs a task: its result, or what is to be awaited there."""
+    try:
+        while (job := advance(coroutine)) is not TASK and lib.iofs_job_wait(job, MOMENT_US):
+            pass
+    except StopIteration as stop:
+        return stop.value, None
     return None, Rest(coroutine)
 
 
@@ -74,11 +88,16 @@ async def finish(job: Any) -> Any:
     """
     if job == ffi.NULL:
         raise MemoryError("no memory for a job")
-    if lib.iofs_job_wait(job, MOMENT_US):
-        return job
-    event = _parked[job] = trio.Event()
+    moment = MOMENT_US
     try:
-        await in_task()
+        if _without_task:
+            await _ask_for(job)
+            if _without_task:
+                return job
+            moment = 0
+        if lib.iofs_job_wait(job, moment):
+            return job
+        event = _parked[job] = trio.Event()
         while not event.is_set():
             async with _pump:
                 if not event.is_set():

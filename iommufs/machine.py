@@ -6,13 +6,14 @@ run(), beside the server.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import trio
 
-from iommufs import device_options, fast, logs, models, sysfs
+from iommufs import baton, device_options, fast, logs, models, sysfs
 from iommufs.files import OpenFiles
 from iommufs.fuse.nodes import DeviceNode, Dir, Link, Unlisted, lookup, place, remove
 from iommufs.iommu.amd import Amd
@@ -295,8 +296,8 @@ class Machine:
         """Run an async function in the background; what is returned cancels it."""
         assert self._nursery is not None, "the machine runs while clients are served"
         scope = trio.CancelScope()
-        self._nursery.start_soon(_run_in, scope, task)
-        return scope.cancel
+        baton.in_loop(self._nursery.start_soon, _run_in, scope, task)
+        return functools.partial(baton.in_loop, scope.cancel)
 
     # -- what lives -------------------------------------------------------------------------------
 

@@ -38,6 +38,14 @@ typedef unsigned long long __aligned_u64;
 typedef unsigned long long __le64;
 """
 
+# The steps of visits (iommufs.h), for Python to define.
+CALLBACKS = """
+extern "Python" {
+  struct iofs_job *iofs_begin_visit(const struct iofs_ioctl *);
+  struct iofs_job *iofs_go_on_with_visit(uint64_t);
+}
+"""
+
 COMPILE_ARGS = [
     *("-std=gnu11", "-O2", "-g", "-fvisibility=hidden", "-pthread"),
     "-UNDEBUG",  # Python's own flags take assertions out
@@ -78,7 +86,8 @@ def pkg_config(*args: str) -> list[str]:
 def make_ffi() -> FFI:
     """The builder; setup.py hands it to setuptools."""
     ffi = FFI()
-    ffi.cdef(LINUX_TYPES + "".join(cdef_of_header(header.read_text()) for header in HEADERS))
+    headers = "".join(cdef_of_header(header.read_text()) for header in HEADERS)
+    ffi.cdef(LINUX_TYPES + headers + CALLBACKS)
     ffi.set_source(
         MODULE,
         "".join(f'#include "{header.name}"\n' for header in HEADERS),

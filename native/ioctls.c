@@ -113,6 +113,17 @@ void iofs_ioctls_fetched(struct pending *entry, const struct iofs_ioctl *ioctl) 
   pthread_mutex_unlock(&lock);
 }
 
+int iofs_ioctls_take(struct pending *entry) {
+  pthread_mutex_lock(&lock);
+  int waits = entry->state == HELD;
+  if (waits)
+    entry->state = TAKEN;
+  else
+    free(entry);
+  pthread_mutex_unlock(&lock);
+  return waits;
+}
+
 int iofs_ioctls_finish(struct pending *entry) {
   pthread_mutex_lock(&lock);
   int waits = entry->state == HELD;

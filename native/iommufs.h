@@ -9,7 +9,7 @@
  * ioctl numbers or files of ours: those live in Python.
  *
  * Threads: every function may be called from any thread. One mutex for each iopt; order of locks:
- * access, iopt, domain, pages. No function calls back into Python.
+ * access, iopt, domain, pages. Nothing calls back into Python but a visit (below).
  */
 #ifndef IOMMUFS_H
 #define IOMMUFS_H
@@ -289,8 +289,8 @@ int iofs_check_pins(struct iofs_mm *mm, uint64_t address, uint64_t length, uint6
  *
  * A client's page may be slow for ever (userfaultfd, a file of a dead server), so no thread that
  * serves others touches it: a job runs on a pool of threads that grows when its members are stuck.
- * iofs_job_wait() waits a moment, the normal case; a job that takes longer is reported through
- * iofs_job_done_fd().
+ * iofs_job_wait() begins it and waits a moment, the normal case; a job that takes longer is reported
+ * through iofs_job_done_fd(). A reader runs the job that a visit asks for itself.
  */
 struct iofs_job;
 
@@ -394,6 +394,7 @@ void iofs_fast_enable(int enabled);
 /* Requests since the process began, by who answered them. */
 struct iofs_fast_counts {
   uint64_t ioctls_by_readers, ioctls_by_python;
+  uint64_t ioctls_handed_over; /* of those by Python: to the event loop, from the start */
   uint64_t others; /* all that pyfuse3 answers */
 };
 void iofs_fast_counts(struct iofs_fast_counts *out);
@@ -530,6 +531,35 @@ void iofs_transport_without_custom_io(int wanted);
 
 /* Unmount, lazily, and stop reading: clients get ENOTCONN or ECONNABORTED from here on. */
 void iofs_transport_unmount(void);
+
+/* ---- visits: ioctls that a reader carries out in Python -----------------------------------------
+ *
+ * To wake the event loop for an ioctl takes longer than to answer it; so a reader runs the handler,
+ * while the loop sleeps. The Python that serves clients is made for one thread at a time: that one has
+ * the baton. The loop's thread has it, but from give, before it sleeps, to take. Order: the baton, then
+ * the GIL; nobody waits for a client's memory, or for a request to our own mount, with either.
+ *
+ * A step runs a handler until it needs something: it returns a job for the reader to run, after which
+ * the next step comes, or NULL, when the ioctl is answered or will be by the loop. begin: an ioctl has
+ * come; go_on: its job is done, and nobody has waited for it or freed it meanwhile.
+ */
+typedef struct iofs_job *iofs_visit_begin(const struct iofs_ioctl *ioctl);
+typedef struct iofs_job *iofs_visit_go_on(uint64_t unique);
+
+/* Both on the loop's thread. It has the baton from open on; close wants it, and there is no step
+ * after that. */
+void iofs_visits_open(iofs_visit_begin *begin, iofs_visit_go_on *go_on);
+void iofs_visits_close(void);
+
+/* WAITED_FOR: a reader has it still, after a tenth of a second. LENT: see below. */
+enum iofs_baton { IOFS_BATON_TAKEN, IOFS_BATON_LENT, IOFS_BATON_WAITED_FOR };
+void iofs_baton_give(void);
+int iofs_baton_take(void);
+
+/* For what only the loop's thread may do. A step lends it the baton: take says so, the thread does it
+ * and returns the baton, upon which lend returns. Who lends wakes the loop. */
+void iofs_baton_lend(void);
+void iofs_baton_return(void);
 
 /* ---- notices: calls that no FUSE server can answer ----------------------------------------------
  *

@@ -4,8 +4,9 @@
  * A thread that is stuck in a client's page is lost until the client resolves it or dies, so the
  * pool grows whenever work comes in and nobody is idle; surplus threads end. A reader of the transport
  * that asks for requests anyway takes jobs meanwhile, which wakes nobody. States of a job:
- * QUEUED → RUNNING → DONE, all changes under `lock`. PARKED: its waiter gave up waiting and wants
- * to find it in the done list. ORPHAN: nobody wants it any more.
+ * NEW → QUEUED → RUNNING → DONE, all changes under `lock`; a reader that visits Python runs a NEW one
+ * itself. PARKED: its waiter gave up waiting and wants to find it in the done list. ORPHAN: nobody
+ * wants it any more.
  */
 #define _GNU_SOURCE
 #include <assert.h>
@@ -37,7 +38,7 @@ enum kind {
   ACCESS_READ,
   ACCESS_WRITE
 };
-enum state { QUEUED, RUNNING, DONE };
+enum state { NEW, QUEUED, RUNNING, DONE };
 
 struct iofs_job {
   struct iofs_job *next; /* in the queue, or in the done list */
@@ -165,10 +166,8 @@ static int64_t run(struct iofs_job *job) {
   abort();
 }
 
-/* A job that was queued. With the lock, which it gives back meanwhile. */
-static void carry_out(struct iofs_job *job) {
-  n_queued--;
-  job->state = RUNNING;
+/* With the lock, which it gives back meanwhile: 1 if the job is neither parked nor an orphan. */
+static int carry_out(struct iofs_job *job) {
   pthread_mutex_unlock(&lock);
   int64_t result = run(job);
   pthread_mutex_lock(&lock);
@@ -176,12 +175,37 @@ static void carry_out(struct iofs_job *job) {
   job->state = DONE;
   if (job->orphan) {
     destroy(job);
-  } else if (job->parked) {
+    return 0;
+  }
+  if (job->parked) {
     list_push(&done, job);
     eventfd_write(done_fd, 1);
-  } else if (job->awaited) {
-    pthread_cond_broadcast(&job_done);
+    return 0;
   }
+  if (job->awaited)
+    pthread_cond_broadcast(&job_done);
+  return 1;
+}
+
+/* Likewise, of one that was queued. */
+static void carry_out_queued(struct iofs_job *job) {
+  n_queued--;
+  job->state = RUNNING;
+  carry_out(job);
+}
+
+void job_claim(struct iofs_job *job) {
+  pthread_mutex_lock(&lock);
+  assert(job->state == NEW);
+  job->state = RUNNING;
+  pthread_mutex_unlock(&lock);
+}
+
+int job_run(struct iofs_job *job) {
+  pthread_mutex_lock(&lock);
+  int wanted = carry_out(job);
+  pthread_mutex_unlock(&lock);
+  return wanted;
 }
 
 static void *worker(void *unused) {
@@ -201,7 +225,7 @@ static void *worker(void *unused) {
       n_idle--;
       continue;
     }
-    carry_out(job);
+    carry_out_queued(job);
   }
   n_threads--;
   pthread_mutex_unlock(&lock);
@@ -241,16 +265,14 @@ static struct iofs_job *make(enum kind kind, uint64_t address, const void *data,
   return job;
 }
 
-static struct iofs_job *submit(struct iofs_job *job) {
-  if (!job)
-    return NULL;
+static void submit(struct iofs_job *job) {
   pthread_mutex_lock(&lock);
+  job->state = QUEUED;
   list_push(&queue, job);
   n_queued++;
   if (n_queued > n_helpers)
     call_worker();
   pthread_mutex_unlock(&lock);
-  return job;
 }
 
 void jobs_attend(int present) {
@@ -267,7 +289,7 @@ void jobs_help(void) {
   pthread_mutex_lock(&lock);
   struct iofs_job *job = list_pop(&queue);
   if (job)
-    carry_out(job);
+    carry_out_queued(job);
   pthread_mutex_unlock(&lock);
 }
 
@@ -275,14 +297,14 @@ struct iofs_job *iofs_job_client_read(int tid, uint64_t address, size_t length) 
   struct iofs_job *job = make(CLIENT_READ, address, NULL, length);
   if (job)
     job->tid = tid;
-  return submit(job);
+  return job;
 }
 
 struct iofs_job *iofs_job_client_write(int tid, uint64_t address, const void *data, size_t length) {
   struct iofs_job *job = make(CLIENT_WRITE, address, data, length);
   if (job)
     job->tid = tid;
-  return submit(job);
+  return job;
 }
 
 struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const void *data,
@@ -292,7 +314,7 @@ struct iofs_job *iofs_job_dma(struct iofs_domain *domain, uint64_t iova, const v
     iofs_domain_get(domain);
     job->domain = domain;
   }
-  return submit(job);
+  return job;
 }
 
 struct iofs_job *iofs_job_dma_spans(struct iofs_domain *domain, const void *spans, size_t n,
@@ -311,7 +333,7 @@ struct iofs_job *iofs_job_dma_spans(struct iofs_domain *domain, const void *span
     memcpy(bytes_of(job), data, length);
   iofs_domain_get(domain);
   job->domain = domain;
-  return submit(job);
+  return job;
 }
 
 struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, const void *data,
@@ -321,11 +343,13 @@ struct iofs_job *iofs_job_access_rw(struct iofs_access *access, uint64_t iova, c
     iofs_access_get(access);
     job->access = access;
   }
-  return submit(job);
+  return job;
 }
 
 int iofs_job_wait(struct iofs_job *job, uint32_t microseconds) {
   struct timespec until;
+  if (job->state == NEW)
+    submit(job);
   for (unsigned i = 0; i < SPINS && job->state != DONE; i++)
     __builtin_ia32_pause();
   clock_gettime(CLOCK_MONOTONIC, &until);

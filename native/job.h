@@ -6,12 +6,19 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+struct iofs_job;
+
 extern _Atomic uint64_t iofs_live_jobs;
 
 /* A thread that is awake anyway says so, and looks for jobs until it says that it is not. */
 void jobs_attend(int present);
 int jobs_are_queued(void);
 void jobs_help(void); /* does one, if there is one: it may take for ever */
+
+/* Do a job that nobody has begun: it is this thread's from claim on, whoever waits for it or frees it.
+ * run: 1 if nobody has done so meanwhile. */
+void job_claim(struct iofs_job *job);
+int job_run(struct iofs_job *job);
 
 /* Bytes moved, fewer than length where the client's memory ends, or -errno for the first byte. May
  * wait for ever: see "job" in iommufs.h. */

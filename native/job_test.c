@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -114,6 +115,50 @@ static void test_a_stuck_job_does_not_hold_up_others(void) {
   munmap(page, PAGE);
 }
 
+static void test_a_thread_runs_a_job_itself(void) {
+  int number = 0;
+  struct iofs_job *job = iofs_job_client_write(gettid(), (uintptr_t)&number, &(int){7}, sizeof number);
+  job_claim(job);
+  assert(job_run(job));
+  assert(iofs_job_result(job) == sizeof number && number == 7);
+  assert(iofs_job_wait(job, 0)); /* it is done, whoever asks */
+  iofs_job_free(job);
+  iofs_job_free(iofs_job_client_write(gettid(), 0, "x", 1)); /* nobody has begun it */
+}
+
+static void *run_it(void *job) { return (void *)(intptr_t)job_run(job); }
+
+/* What a reader is stuck in while its caller is killed: another one takes it over, or gives it up. */
+static void test_a_job_that_its_thread_is_stuck_in_is_taken_away_from_it(void) {
+  char *page = map(PAGE, PROT_READ | PROT_WRITE);
+  int fd = make_stuck(page);
+  if (fd < 0) {
+    printf("left out: userfaultfd is not permitted here (%s)\n", strerror(errno));
+    return;
+  }
+  struct iofs_job *jobs[2];
+  pthread_t threads[2];
+  for (int i = 0; i < 2; i++) {
+    jobs[i] = iofs_job_client_read(gettid(), (uintptr_t)page, 8);
+    job_claim(jobs[i]);
+    assert(!pthread_create(&threads[i], NULL, run_it, jobs[i]));
+    struct uffd_msg message;
+    struct pollfd ready = {fd, POLLIN, 0};
+    assert(poll(&ready, 1, 10000) == 1 && read(fd, &message, sizeof message) == sizeof message);
+  }
+  assert(!iofs_job_wait(jobs[0], 0));
+  iofs_job_free(jobs[1]);
+  resolve(fd, page);
+  for (int i = 0; i < 2; i++) {
+    void *wanted;
+    assert(!pthread_join(threads[i], &wanted) && !wanted);
+  }
+  assert(iofs_job_next_done() == jobs[0] && iofs_job_result(jobs[0]) == 8);
+  iofs_job_free(jobs[0]);
+  close(fd);
+  munmap(page, PAGE);
+}
+
 static void test_descriptors_of_a_client(void) {
   int fd = eventfd(0, 0);
   int copy = iofs_client_fd(gettid(), fd);
@@ -132,6 +177,8 @@ int main(void) {
   test_write_needs_a_writable_page();
   test_addresses_of_the_kernel_are_refused();
   test_a_stuck_job_does_not_hold_up_others();
+  test_a_thread_runs_a_job_itself();
+  test_a_job_that_its_thread_is_stuck_in_is_taken_away_from_it();
   test_descriptors_of_a_client();
   for (int i = 0; i < 1000 && iofs_live_jobs; i++)
     usleep(1000); /* threads that free what was given up */

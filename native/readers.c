@@ -48,6 +48,7 @@ enum state { READING, AWAY, STOLEN };
 struct reader {
   _Atomic int state;
   _Atomic uint64_t n_left; /* how often it left */
+  _Atomic int in_memory;   /* a client's, while it is away: not in Python */
   pid_t tid;
   void *buf;
 };
@@ -58,6 +59,7 @@ static pthread_cond_t next_watcher = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t to_watcher; /* CLOCK_MONOTONIC, see init() */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct reader *holder, *watcher;
+static _Thread_local struct reader *self;
 static unsigned n_readers;
 static _Atomic unsigned n_waiting; /* for their turn, the watcher among them */
 static _Atomic int stopping, ended, asleep;
@@ -113,7 +115,7 @@ static int sleeps(pid_t tid) {
  * is the watcher's now. */
 static int steal(void) {
   int away = AWAY;
-  int stuck = sleeps(holder->tid);
+  int stuck = holder->in_memory && sleeps(holder->tid);
   if (!atomic_compare_exchange_strong(&holder->state, &away, STOLEN))
     return 0;
   if (stuck)
@@ -205,6 +207,18 @@ static int start_reader(void) {
   return err;
 }
 
+void reader_touches_memory(struct reader *me) {
+  me->n_left++;
+  me->in_memory = 1;
+}
+
+void reader_is_back(struct reader *me) { me->in_memory = 0; }
+
+void readers_step_aside(void) {
+  if (self && self->state == AWAY)
+    pass_turn_on(self);
+}
+
 int reader_leave(struct reader *me) {
   if (!n_waiting && start_reader())
     return 0;
@@ -212,7 +226,7 @@ int reader_leave(struct reader *me) {
     pass_turn_on(me);
     return 1;
   }
-  me->n_left++;
+  reader_touches_memory(me);
   me->state = AWAY;
   if (atomic_exchange(&asleep, 0)) {
     pthread_mutex_lock(&lock);
@@ -312,7 +326,9 @@ static void *run(void *unused) {
   sigset_t all;
   (void)unused;
   sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has them */
+  sigdelset(&all, SIGBUS); /* guard.c: a client's file may end while we copy */
+  pthread_sigmask(SIG_BLOCK, &all, NULL); /* Python's main thread has the others */
+  self = &me;
   while (me.buf && take_turn(&me)) {
     do
       read_and_handle(&me);

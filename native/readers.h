@@ -20,5 +20,12 @@ void readers_stop(unsigned seconds);
 /* This reader is about to touch a client's memory, which may take for ever: should it, another
  * takes the turn. 0: there is none, so it must not. The request has its place by now. */
 int reader_leave(struct reader *me);
+/* It has come back from there, but not for the next request; it will touch memory again. */
+void reader_is_back(struct reader *me);
+void reader_touches_memory(struct reader *me);
+
+/* The thread that calls this waits for a request of our own: if it is a reader, another takes the
+ * turn. */
+void readers_step_aside(void);
 
 #endif

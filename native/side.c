@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "iommufs.h"
+#include "readers.h"
 #include "transport.h"
 
 enum { IDLE, ASKED, ANSWERED };
@@ -258,6 +259,7 @@ int iofs_transport_open(const char *path, int access_mode) {
 }
 
 int iofs_transport_resolve(int tid, int fd, uint64_t *fh) {
+  readers_step_aside();
   pthread_mutex_lock(&identifier.busy);
   identifier.question = (struct question){
       .what = IDENTIFY, .tid = tid, .fd = fd, .device = iofs_transport_device()};

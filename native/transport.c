@@ -53,7 +53,7 @@ static dev_t our_dev;
 static char *mount_path;
 static _Atomic int ended, passthrough, page_cache, fast_enabled = 1;
 static struct {
-  _Atomic uint64_t ioctls_by_readers, ioctls_by_python, others;
+  _Atomic uint64_t ioctls_by_readers, ioctls_by_python, ioctls_handed_over, others;
 } counts;
 static unsigned kernel_minor;
 static struct message *messages, **messages_tail = &messages;
@@ -237,6 +237,7 @@ static int finish(struct pending *pending, const struct iofs_ioctl *ioctl) {
 
 static void hand_over(struct pending *pending, const struct iofs_ioctl *ioctl) {
   counts.ioctls_by_python++;
+  counts.ioctls_handed_over++;
   iofs_ioctls_fetched(pending, ioctl);
 }
 
@@ -262,7 +263,11 @@ static void take_ioctl(struct reader *me, const struct fuse_in_header *in) {
     return;
   }
   fetch(&ioctl);
-  if (!finish(pending, &ioctl))
+  if (finish(pending, &ioctl))
+    return;
+  if (visit(me, pending, &ioctl))
+    counts.ioctls_by_python++;
+  else
     hand_over(pending, &ioctl);
 }
 
@@ -275,7 +280,7 @@ void iofs_fast_enable(int enabled) { fast_enabled = enabled; }
 
 void iofs_fast_counts(struct iofs_fast_counts *out) {
   *out = (struct iofs_fast_counts){counts.ioctls_by_readers, counts.ioctls_by_python,
-                                   counts.others};
+                                   counts.ioctls_handed_over, counts.others};
 }
 
 /* ---- readers --------------------------------------------------------------------------------- */

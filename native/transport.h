@@ -50,6 +50,9 @@ void iofs_ioctls_close(void);
 struct pending *iofs_ioctls_add(uint64_t unique, int tid); /* NULL: ENOMEM */
 /* Its payload is read: Python may have it. */
 void iofs_ioctls_fetched(struct pending *pending, const struct iofs_ioctl *ioctl);
+/* The reader begins it in Python: 1, or 0 if its caller does not wait any more. It is not to be
+ * touched by the reader after this. */
+int iofs_ioctls_take(struct pending *pending);
 /* The reader has carried it out: 1 if its caller still waits for the answer. */
 int iofs_ioctls_finish(struct pending *pending);
 int iofs_ioctls_is_due(const struct pending *pending); /* each RELEASE before it is answered */
@@ -58,6 +61,11 @@ void iofs_ioctls_signalled(uint64_t unique); /* its caller was */
 /* A write that pyfuse3 carries out: 1 if it is remembered until iofs_ioctls_remove(). A caller that
  * dies meanwhile has its answer, and it is not there any more. */
 int iofs_ioctls_lend(uint64_t unique, int tid);
+
+/* visit.c: 1 if Python has it now; 0: it is to be handed over. */
+struct reader;
+int visit(struct reader *me, struct pending *pending, const struct iofs_ioctl *ioctl);
+
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);
 

@@ -13,7 +13,7 @@ import pytest
 
 FLOORS = [
     ["errors", "limits", "logs", "_native", "uapi"],
-    ["fast", "jobs", "caller", "ucmd", "files", "syscalls", "user_namespace"],
+    ["fast", "baton", "jobs", "caller", "ucmd", "files", "syscalls", "user_namespace"],
     ["iommufd"],
     ["vfio"],
     ["devices", "models", "iommu"],

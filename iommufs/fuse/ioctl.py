@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 import trio
 
-from iommufs import dispatch, jobs, logs
+from iommufs import baton, dispatch, jobs, logs
 from iommufs._native import ffi, lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -29,57 +29,101 @@ AT_ONCE = 16
 
 
 class IoctlPump:
-    """Takes ioctls from the transport, carries each out, answers it.
+    """Carries out ioctls and answers each: those that readers bring, and those they hand over.
 
-    One that has to wait becomes a task. A caller that is killed meanwhile is let go; other signals
-    do not end the wait.
+    A reader's is advanced on the reader's thread; `_away` are those whose reader is in the client's
+    memory. Whatever else has to wait becomes a task; `_waiting` are their scopes. A caller that is
+    killed meanwhile is let go; other signals do not end the wait.
     """
 
     def __init__(self, files: OpenFiles) -> None:
         self._files = files
+        self._nursery: trio.Nursery
+        self._away: dict[int, Coroutine[Any, Any, int]] = {}
         self._waiting: dict[int, trio.CancelScope] = {}
 
     async def run(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            try:
+                with baton.visits(self._begin_visit, self._go_on_with_visit):
+                    await self._pump()
+            finally:
+                while self._away:
+                    self._make_task(*self._away.popitem())
+
+    async def _pump(self) -> None:
         fd = lib.iofs_transport_ioctl_fd()
         taken = ffi.new("struct iofs_ioctl *")
         n_signalled = ffi.new("size_t *")
-        async with trio.open_nursery() as nursery:
-            while True:
-                if n_signalled[0]:
-                    with trio.move_on_after(LOOK_AGAIN):
-                        await trio.lowlevel.wait_readable(fd)
-                else:
+        while True:
+            if n_signalled[0]:
+                with trio.move_on_after(LOOK_AGAIN):
                     await trio.lowlevel.wait_readable(fd)
-                for _ in range(AT_ONCE):
-                    if not lib.iofs_transport_next_ioctl(taken):
-                        break
-                    self._begin(nursery, taken)
-                while unique := lib.iofs_transport_next_dying(n_signalled):
-                    if unique in self._waiting:
-                        self._waiting[unique].cancel()
+            else:
+                await trio.lowlevel.wait_readable(fd)
+            for _ in range(AT_ONCE):
+                if not lib.iofs_transport_next_ioctl(taken):
+                    break
+                self._begin(taken)
+            while unique := lib.iofs_transport_next_dying(n_signalled):
+                self._cancel(unique)
 
-    def _begin(self, nursery: trio.Nursery, taken: Any) -> None:
+    def _cancel(self, unique: int) -> None:
+        if unique in self._away:
+            self._make_task(unique, self._away.pop(unique))
+        if unique in self._waiting:
+            self._waiting[unique].cancel()
+
+    # ---- on a reader's thread, with the baton
+
+    def _begin_visit(self, taken: Any) -> Any:
+        return self._advance(taken.unique, self._carry_out(taken))
+
+    def _go_on_with_visit(self, unique: int) -> Any:
+        coroutine = self._away.pop(unique, None)
+        return ffi.NULL if coroutine is None else self._advance(unique, coroutine)
+
+    def _advance(self, unique: int, coroutine: Coroutine[Any, Any, int]) -> Any:
+        """The job that the reader is to do next, or NULL."""
         try:
-            file = self._files[taken.fh]
-        except UapiError as error:
-            lib.iofs_transport_answer_ioctl(taken.unique, -error.errno)
-            return
-        caller = Caller(taken.tid, taken.uid, taken.gid)
-        prefetched = ffi.buffer(taken.payload, taken.prefetched)[:]
-        request = (file, caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
-        result, rest = jobs.begin(self._result(request))
+            wanted = jobs.advance(coroutine)
+        except StopIteration as stop:
+            lib.iofs_transport_answer_ioctl(unique, stop.value)
+            return ffi.NULL
+        if wanted is jobs.TASK:
+            baton.in_loop(self._make_task, unique, coroutine)
+            return ffi.NULL
+        self._away[unique] = coroutine
+        return wanted
+
+    # ---- on trio's thread
+
+    def _begin(self, taken: Any) -> None:
+        coroutine = self._carry_out(taken)
+        result, rest = jobs.begin(coroutine)
         if rest is None:
             lib.iofs_transport_answer_ioctl(taken.unique, result)
         else:
-            # Known before it goes on: it may be interrupted before that.
-            scope = self._waiting[taken.unique] = trio.CancelScope()
-            nursery.start_soon(self._finish, scope, taken.unique, rest)
+            self._make_task(taken.unique, coroutine)
 
-    async def _result(self, request: tuple[Any, Caller, int, int, bytes, bool]) -> int:
+    def _make_task(self, unique: int, coroutine: Coroutine[Any, Any, int]) -> None:
+        # Known before it goes on: it may be interrupted before that.
+        scope = self._waiting[unique] = trio.CancelScope()
+        self._nursery.start_soon(self._finish, scope, unique, jobs.Rest(coroutine))
+
+    async def _carry_out(self, taken: Any) -> int:
+        """`taken` is looked at before the first wait only."""
+        try:
+            file = self._files[taken.fh]
+        except UapiError as error:
+            return -error.errno
+        caller = Caller(taken.tid, taken.uid, taken.gid)
+        prefetched = ffi.buffer(taken.payload, taken.prefetched)[:]
+        request = (file, caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
         await self._files.settle()
         return await result_of(*request)
 
-    async def _finish(self, scope: trio.CancelScope, unique: int, rest: Awaitable[int]) -> None:
+    async def _finish(self, scope: trio.CancelScope, unique: int, rest: jobs.Rest) -> None:
         result = -errno.EINTR
         with scope:
             result = await rest

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from iommufs import jobs, uapi
+from iommufs import baton, jobs, uapi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
 from iommufs.fast import Fast
@@ -116,7 +116,7 @@ class VfioDevice:
         """A file of it is not open any more."""
         self.n_open -= 1
         if not self.n_open:
-            self._unused.set()
+            baton.in_loop(self._unused.set)
 
     def withdraw(self) -> None:
         """From now on nobody can open it."""

@@ -6,6 +6,8 @@ from types import TracebackType
 
 import trio
 
+from iommufs import baton
+
 
 class DmaGate:
     """`async with gate:` around each DMA. paused: none is under way, and none begins."""
@@ -47,5 +49,5 @@ class DmaGate:
         """Whether it is closed or not."""
         self.paused = False
         if self._opens is not None:
-            self._opens.set()
+            baton.in_loop(self._opens.set)
             self._opens = None

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from iommufs import logs
+from iommufs import baton, logs
 from iommufs.errors import UapiError
 from iommufs.vfio.model import ModelStuck
 from iommufs.vfio.refused import is_said
@@ -46,7 +46,21 @@ def guarded(
     *args: Any,
     check: Callable[[Any], Any] = lambda answer: answer,
 ) -> Any:
-    """The answer of a model, as `check` passes it on; EIO if it fails."""
+    """The answer of a model, as `check` passes it on; EIO if it fails.
+
+    Models are called from one thread, the loop's.
+    """
+    return baton.in_loop(_call, device, counters, what, call, args, check)
+
+
+def _call(
+    device: str,
+    counters: Counter[str],
+    what: str,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    check: Callable[[Any], Any],
+) -> Any:
     outer = _clock.begin()
     try:
         answer = call(*args)

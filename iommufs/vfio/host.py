@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from iommufs import jobs, logs, uapi
+from iommufs import baton, jobs, logs, uapi
 from iommufs._native import ffi, lib
 from iommufs.vfio import guard
 from iommufs.vfio.dma_gate import DmaGate
@@ -69,7 +69,7 @@ class FunctionHost:
 
         def respond(code: int) -> None:
             answers.append(code)
-            answered.set()
+            baton.in_loop(answered.set)
 
         self._page_requests = (self._page_requests + 1) % N_PAGE_REQUESTS
         if not device.request_page(error.iova, access == "write", self._page_requests, respond):
