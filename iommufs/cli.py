@@ -111,12 +111,12 @@ def mount(
 ) -> int:
     """Serve the tree on DIR until SIGTERM or SIGINT; says so when it is ready."""
     launcher.check_machine()
-    directory = os.path.abspath(directory)
     try:
+        directory = os.path.abspath(directory) if directory else ""  # which is no place
         is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
     except OSError as error:
         hint = "; a server was killed: umount it first" if error.errno == errno.ENOTCONN else ""
-        raise launcher.LaunchError(f"{directory}: {error.strerror}{hint}") from None
+        raise launcher.LaunchError(f"{directory or 'DIR'}: {error.strerror}{hint}") from None
     if not is_directory:
         raise launcher.LaunchError(f"{directory}: not a directory")
     import trio
@@ -211,7 +211,7 @@ def _run_server(
     try:
         host = None if name is None else Host(name)
     except ConnectError as error:
-        front.send(f"failed {error}".encode())
+        front.send(os.fsencode(f"failed {error}"))
         return launcher.FAILED
     return RunServer(front, link, client, functools.partial(_serve_run, wanted, host), host).run()
 
@@ -333,7 +333,7 @@ def start() -> NoReturn:
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    print(f"iommufs: {text}", file=sys.stderr)
+    launcher.say(text)
     sys.exit(status)
 
 

@@ -6,10 +6,11 @@ composed one is put together; `at` a place below their tops.
 Not here: the namespace in which that happens (namespace.py).
 """
 
+import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from iommufs import syscalls
 
@@ -111,10 +112,8 @@ class Composer:
                 os.symlink(LOOKED_UP[inner], to)
             elif name in ours:
                 _show(ours[name], to)
-            elif machine[name].is_symlink():
-                os.symlink(self.turn(os.readlink(machine[name].path)), to)
             else:
-                _show(machine[name], to)
+                _show(machine[name], to, self.turn)
 
     def turn(self, link: str) -> str:
         """Where a link of the machine has to point now."""
@@ -138,10 +137,9 @@ class Composer:
 
     def _has_moved_link(self, at: str) -> bool:
         for entry in self.machine.entries(at).values():
-            if entry.is_symlink():
-                link = os.readlink(entry.path)
-                if self.turn(link) != link:
-                    return True
+            link = _target(entry)
+            if link is not None and self.turn(link) != link:
+                return True
         return False
 
 
@@ -179,19 +177,38 @@ def entries(path: str) -> dict[str, os.DirEntry]:
         return {}
 
 
-def _show(entry: os.DirEntry, target: str) -> None:
-    """Make `target` show the same file, directory or link."""
+def _target(entry: os.DirEntry) -> str | None:
+    """Where a link leads; None: it is none, or not there any more."""
+    if entry.is_symlink():
+        with contextlib.suppress(FileNotFoundError):
+            return os.readlink(entry.path)
+    return None
+
+
+def _show(entry: os.DirEntry, target: str, turn: Callable[[str], str] = str) -> None:
+    """Make `target` show the same file, directory or link, unless that is gone since it was listed.
+
+    turn  changes where a link points
+    """
     if entry.path == "/dev/ptmx":
         _make_ptmx(entry.stat(follow_symlinks=False), target)
-        return
-    if entry.is_symlink():
-        os.symlink(os.readlink(entry.path), target)
-        return
-    if entry.is_dir(follow_symlinks=False):
+    elif entry.is_symlink():
+        link = _target(entry)
+        if link is not None:
+            os.symlink(turn(link), target)
+    elif entry.is_dir(follow_symlinks=False):
         os.mkdir(target, 0o755)
+        _bind(entry.path, target, os.rmdir)
     else:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    syscalls.bind(entry.path, target)
+        _bind(entry.path, target, os.unlink)
+
+
+def _bind(source: str, target: str, remove: Callable[[str], None]) -> None:
+    try:
+        syscalls.bind(source, target)
+    except FileNotFoundError:
+        remove(target)
 
 
 def _make_ptmx(found: os.stat_result, target: str) -> None:

@@ -33,6 +33,8 @@ def topology(config: str | None, devices: Sequence[str]) -> Topology:
 
     With a file, the devices are added to what is in there.
     """
+    if config == "":
+        raise TopologyError("--config: expected a file, got ''")
     if not devices:
         return topology_file.default() if config is None else topology_file.load(Path(config))
     path = None if config is None else Path(config)

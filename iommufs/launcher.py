@@ -61,6 +61,12 @@ class LaunchError(Exception):
     """The run cannot start; its text is the one line for the user."""
 
 
+def say(text: str) -> None:
+    """One line on stderr, if that is open: print() would take stdout instead."""
+    if sys.stderr is not None:
+        print(f"iommufs: {text}", file=sys.stderr, flush=True)
+
+
 def launch(command: list[str], run_server: RunServer, enter: Enter = enter_server) -> int:
     """Run a command to its end; returns its exit status, 128 + signal if it was killed by one.
 
@@ -188,7 +194,7 @@ class Front:
                 return
             if not message:
                 return
-            word, _, rest = message.decode().partition(" ")
+            word, _, rest = os.fsdecode(message).partition(" ")
             if word == "client":
                 self.client = int(rest)
             elif word == "listener":
@@ -237,7 +243,7 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer, e
         front.send(f"failed the mount namespace: {error.strerror or error}".encode())
         return FAILED
     except connect.ConnectError as error:
-        front.send(f"failed {error}".encode())
+        front.send(os.fsencode(f"failed {error}"))
         return FAILED
     if pid == 0:
         try:
@@ -291,22 +297,30 @@ class Client:
         try:
             self._execute()
         except OSError as error:
-            print(f"iommufs: {self.command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+            why = error.strerror
+            if error.errno == errno.ENOENT and self._find():
+                why = "its interpreter is not there"
+            say(f"{self.command[0]}: {why}")
             not_found = isinstance(error, FileNotFoundError | NotADirectoryError)
             os._exit(NOT_FOUND if not_found else NOT_EXECUTABLE)
 
     def _execute(self) -> NoReturn:
         """As execvp(3) does, a file that no loader knows going to the shell."""
+        if not self.command[0]:  # which Python takes for a mistake in the program
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         try:
             os.execvpe(self.command[0], self.command, self.environment)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            import shutil
-
-            path = shutil.which(self.command[0], path=self.environment.get(b"PATH"))
-            script = path or self.command[0]
+            script = self._find() or self.command[0]
             os.execve("/bin/sh", ["/bin/sh", script, *self.command[1:]], self.environment)
+
+    def _find(self) -> str | None:
+        """The file of the command; None: there is none that may be executed."""
+        import shutil
+
+        return shutil.which(self.command[0], path=self.environment.get(b"PATH"))
 
     def _put_on_filter(self, link: socket.socket, install: Callable[[], int]) -> None:
         """After the mounts, so that nothing of ours runs under it."""

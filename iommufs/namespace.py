@@ -7,6 +7,7 @@ it goes with the last process of the run, however that ends.
 Not here: what is shown where (composer.py).
 """
 
+import contextlib
 import errno
 import os
 
@@ -69,14 +70,25 @@ def _cover_hub() -> None:
 def enter_client() -> None:
     """Move this process on to the client's namespace: /dev and /sys composed, HUB gone."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    here = os.getcwd()
+    here = _covered_directory()
     umask = os.umask(0)
     for name, merged in MERGED.items():
         if os.path.isdir(f"{TREE}/{name}"):
             _compose(name, merged)
     os.umask(umask)
     syscalls.unmount(HUB)
-    os.chdir(here)  # which may be a directory that is covered now
+    if here is not None:
+        with contextlib.suppress(OSError):  # not in there any more, or out of our reach
+            os.chdir(here)
+
+
+def _covered_directory() -> str | None:
+    """The working directory, if another one will be at its path."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return None
+    return here if here.split("/")[1] in MERGED else None
 
 
 def _compose(name: str, merged: set[str]) -> None:

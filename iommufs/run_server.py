@@ -146,4 +146,4 @@ class RunServer:
 
     def _tell_front(self, message: str) -> None:
         with contextlib.suppress(OSError):  # killed: nobody waits for it
-            self.front.send(message.encode())
+            self.front.send(os.fsencode(message))

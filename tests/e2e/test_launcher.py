@@ -40,6 +40,22 @@ def test_command_not_found_is_127(runs):
     assert result.returncode == 127
     assert result.stderr == "iommufs: /no/such/program: No such file or directory\n"
     assert runs.run("no-such-program-anywhere").returncode == 127
+    result = runs.run("")
+    assert (result.returncode, result.stderr) == (127, "iommufs: : No such file or directory\n")
+
+
+def test_a_missing_interpreter_is_named_as_such(runs, tmp_path):
+    script = tmp_path / "iommufs-script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    result = runs.run(str(script))
+    assert result.returncode == 127
+    assert result.stderr == f"iommufs: {script}: its interpreter is not there\n"
+
+
+def test_the_line_of_a_failure_goes_to_stderr_or_nowhere(runs):
+    result = runs.run("/no/such/program", preexec_fn=lambda: os.close(2))
+    assert (result.returncode, result.stdout, result.stderr) == (127, "", "")
 
 
 def test_command_not_executable_is_126(runs, tmp_path):
@@ -55,6 +71,13 @@ def test_a_server_that_cannot_start_is_one_line_and_the_command_does_not_run(run
     result = runs.run("--fail", "echo", "ran")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "iommufs: the tree cannot be made\n"
+
+
+def test_a_name_that_is_no_text_is_one_line_too():
+    command = [sys.executable, "-m", "iommufs.cli", "run", "--config", b"no\xffsuch", "--", "true"]
+    result = subprocess.run(command, capture_output=True, timeout=LONG)
+    assert result.returncode == 125
+    assert result.stderr == b"iommufs: no\\udcffsuch: No such file or directory\n"
 
 
 # ---- files, environment, signals ----
@@ -110,6 +133,13 @@ def test_directory_environment_and_umask_pass_through(runs, tmp_path):
     assert result.stdout.split() == [str(tmp_path), "else", "0027"]
     result = runs.run("sh", "-c", "pwd; umask", cwd="/sys/bus", preexec_fn=lambda: os.umask(0o31))
     assert result.stdout.split() == ["/sys/bus", "0031"]
+
+
+def test_a_removed_working_directory_is_no_obstacle(runs, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    result = runs.run("readlink", "/proc/self/cwd", cwd=gone, preexec_fn=gone.rmdir)
+    assert result.stdout == f"{gone} (deleted)\n"
 
 
 def test_the_environment_is_exactly_the_users(runs):

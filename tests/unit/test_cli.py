@@ -32,6 +32,8 @@ def failure(capsys, *arguments):
         (["mount"], 2, "DIR"),
         (["mount", "/", "more"], 2, "more"),
         (["fly"], 2, "fly"),
+        (["mount", ""], 1, "DIR: No such file"),
+        (["devices", "--config", ""], 1, "--config: expected a file"),
     ],
 )
 def test_bad_use_is_one_line(capsys, arguments, status, text):

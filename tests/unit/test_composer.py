@@ -70,3 +70,27 @@ def test_a_machine_without_a_directory_of_ours_is_fine(sys_pair, tmp_path):
     machine = tmp_path / "bare"
     machine.mkdir()
     assert Composer(Listings(str(machine)), Listings(sys_pair[1]), MERGED["sys"]).opened == {""}
+
+
+def test_what_is_gone_since_it_was_listed_is_left_out(sys_pair, tmp_path, monkeypatch):
+    machine, ours = map(Listings, sys_pair)
+    for at in "class/net", "block":
+        machine.entries(at)
+    os.unlink(f"{machine.top}/class/net/eth0")
+    shown = []
+
+    def bind(source, target):
+        if source == f"{machine.top}/module/kvm":
+            raise FileNotFoundError(source)
+        shown.append(source)
+
+    monkeypatch.setattr("iommufs.composer.syscalls.bind", bind)
+    composer = Composer(machine, ours, MERGED["sys"])
+    assert "class/net" not in composer.opened  # that link was the only one to turn
+    os.unlink(f"{machine.top}/block/vda")
+    target = tmp_path / "composed"
+    target.mkdir()
+    composer.fill(str(target))
+    assert sorted(os.listdir(target / "module")) == ["vfio"]
+    assert os.listdir(target / "block") == []
+    assert f"{machine.top}/class/net" in shown
