@@ -113,13 +113,13 @@ class Caller:
     def capable(self, capability: int) -> bool:
         """Whether the thread has a capability (CAP_… above) in our own user namespace.
 
-        One that our container withholds from everybody belongs to whoever has all the others: the
-        root of a container is the root of the machine that we are.
+        One that our container withholds from everybody belongs to whoever may use all the others,
+        and uses some: the root of a container is the root of the machine that we are.
         """
-        effective = int(self._status("CapEff"), 16)
+        effective, permitted = (int(self._status(key), 16) for key in ("CapEff", "CapPrm"))
         if not effective >> capability & 1:
             obtainable = int(_field(_read_status("self"), "CapBnd"), 16)
-            if obtainable >> capability & 1 or effective != obtainable:
+            if obtainable >> capability & 1 or permitted != obtainable or not effective:
                 return False
         try:
             mine, theirs = (os.stat(f"/proc/{who}/ns/user") for who in ("self", self.tid))

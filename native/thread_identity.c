@@ -88,8 +88,8 @@ static int find(int tid, struct known_thread *kept) {
   return err;
 }
 
-/* As Caller.capable() in Python: what our container withholds from all belongs to whoever has all
- * the others. */
+/* As Caller.capable() in Python: what our container withholds from all belongs to whoever may use
+ * all the others, and uses some. */
 static int has_capability(int tid, int *out) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, tid};
   struct __user_cap_data_struct data[2];
@@ -97,7 +97,8 @@ static int has_capability(int tid, int *out) {
   if (syscall(SYS_capget, &header, data))
     return -errno;
   uint64_t effective = (uint64_t)data[1].effective << 32 | data[0].effective;
-  *out = effective & bit || (!(obtainable & bit) && effective == obtainable);
+  uint64_t permitted = (uint64_t)data[1].permitted << 32 | data[0].permitted;
+  *out = effective & bit || (!(obtainable & bit) && effective && permitted == obtainable);
   return 0;
 }
 
