@@ -44,6 +44,12 @@ def _build(*command):
     assert result.returncode == 0, result.stdout[-2000:]
 
 
+def _program(built, name):
+    if not (built / name).exists():
+        pytest.skip(f"libvfn was built without {name}: it needs libnvme-dev")
+    return built / name
+
+
 @pytest.fixture
 def libvfn(built, run):
     """Runs one of its programs on the controller, by its cdev.
@@ -53,9 +59,7 @@ def libvfn(built, run):
     """
 
     def libvfn(program):
-        if not (built / program).exists():
-            pytest.skip(f"libvfn was built without {program}: it needs libnvme-dev")
-        return run(built / program, "-d", BDF, options=["--device", NVME])
+        return run(_program(built, program), "-d", BDF, options=["--device", NVME])
 
     return libvfn
 
@@ -73,7 +77,7 @@ def test_page_faults(built, run, tmp_path):
     """Its device is one that asks for pages; such requests need the IOMMU that has them."""
     machine = tmp_path / "machine.toml"
     machine.write_text(f'[iommu]\nkind = "amd"\n[[function]]\nbdf = "{BDF}"\nmodel = "pri"\n')
-    result = run(built / "examples/iopf", "-d", BDF, options=["--config", machine])
+    result = run(_program(built, "examples/iopf"), "-d", BDF, options=["--config", machine])
     assert result.returncode == 0, result.stderr
     assert result.stdout == "handling page fault on addr 0xfef00000\n"
 
