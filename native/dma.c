@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 
+#include "guard.h"
 #include "iotlb.h"
 
 #define QUICK (1u << 20) /* bytes */
@@ -79,15 +80,12 @@ static int copy_and_unlock(struct iofs_domain *domain, struct copy_list *list, v
   return err;
 }
 
-static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length, int write,
-                struct iofs_dma_fault *fault) {
+/* Any span, with the lock of the domain held on entry and given back. */
+static int move_and_unlock(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length,
+                           int write, struct iofs_dma_fault *fault) {
   struct copy_list list;
-  uint64_t done, last;
-  *fault = (struct iofs_dma_fault){0};
-  if (length && __builtin_add_overflow(iova, length - 1, &last))
-    return refuse(fault, iova, write, IOFS_DMA_UNMAPPED);
+  uint64_t done;
   copy_list_init_borrowing(&list);
-  pthread_rwlock_rdlock(&domain->lock);
   int err = translate(domain, iova, length, write, &list, fault);
   if (err)
     pthread_rwlock_unlock(&domain->lock);
@@ -99,6 +97,38 @@ static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t len
   }
   copy_list_free(&list);
   return err;
+}
+
+#define NOT_PLAIN 1
+
+/* What most spans are: shared memory, in one run that the IOTLB knows. Under the lock; EFAULT: the
+ * memory is gone. */
+static int move_plain(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length,
+                      int write) {
+  const struct translation *found = iotlb_find(domain, iova);
+  if (!found || !found->run.window || !(found->prot & (write ? IOFS_WRITE : IOFS_READ)))
+    return NOT_PLAIN;
+  if (!length || length > QUICK || length - 1 > found->last - iova ||
+      iova > domain->aperture_last || (write && !found->run.window->writable))
+    return NOT_PLAIN;
+  if (write && domain->tracks_dirty)
+    mark_written(&domain->pt, iova, length);
+  unsigned char *memory = found->run.memory + (iova - found->start);
+  return write ? guard_copy(memory, buf, length) : guard_copy(buf, memory, length);
+}
+
+static int move(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length, int write,
+                struct iofs_dma_fault *fault) {
+  uint64_t last;
+  *fault = (struct iofs_dma_fault){0};
+  if (length && __builtin_add_overflow(iova, length - 1, &last))
+    return refuse(fault, iova, write, IOFS_DMA_UNMAPPED);
+  pthread_rwlock_rdlock(&domain->lock);
+  int err = move_plain(domain, iova, buf, length, write);
+  if (err == NOT_PLAIN)
+    return move_and_unlock(domain, iova, buf, length, write, fault);
+  pthread_rwlock_unlock(&domain->lock);
+  return err ? refuse(fault, iova, write, IOFS_DMA_GONE) : 0;
 }
 
 int iofs_dma_read(struct iofs_domain *domain, uint64_t iova, void *buf, size_t length,

@@ -26,16 +26,15 @@ static struct iofs_domain *domain;
 static struct iofs_dma_fault fault;
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
-static void begin_with(pid_t pid) {
-  struct iofs_domain_config config = {0, (1ull << 48) - 1, K4 | 2 << 20 | 1 << 30,
-                                      IOFS_PT_VTD};
+static void begin_with(pid_t pid, uint32_t format) {
+  struct iofs_domain_config config = {0, (1ull << 48) - 1, K4 | 2 << 20 | 1 << 30, format};
   CHECK_EQ(iofs_mm_open(pid, &mm), 0);
   iopt = iofs_iopt_new();
   CHECK_EQ(iofs_domain_new(&config, &domain), 0);
   CHECK_EQ(iofs_iopt_add_domain(iopt, domain), 0);
 }
 
-static void begin(void) { begin_with(getpid()); }
+static void begin(void) { begin_with(getpid(), IOFS_PT_VTD); }
 
 static void end(void) {
   iofs_iopt_remove_domain(iopt, domain);
@@ -145,6 +144,50 @@ static void test_refusals_say_where_and_why_and_move_nothing(void) {
   munmap(memory, 3 * K4);
 }
 
+static size_t n_dirty_ranges(struct iofs_range *out) {
+  uint64_t at = 0x100000;
+  return iofs_domain_read_dirty(domain, &at, 0x10ffff, 1, out, 4);
+}
+
+/* All rules hold for what the IOTLB knows already. */
+static void test_the_second_time_is_as_the_first(void) {
+  char buf[4096], *memory = memory_of(4 * K4, SHARED);
+  struct iofs_range dirty[4];
+  int file = memfd_create("short", 0);
+  CHECK(file >= 0 && !ftruncate(file, K4));
+  char *short_file = mmap(NULL, K4, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  begin_with(getpid(), IOFS_PT_MOCK); /* which tracks dirty pages */
+  map_at(memory, 2 * K4, RW, 0x100000);
+  map_at(memory + 2 * K4, K4, IOFS_READ, 0x102000);
+  map_at(short_file, K4, RW, 0x103000);
+  iofs_domain_set_dirty_tracking(domain, 1);
+  for (int time = 0; time < 3; time++) {
+    memset(buf, 'a' + time, sizeof buf);
+    CHECK_EQ(iofs_dma_write(domain, 0x100ffc, buf, 8, &fault), 0);
+    CHECK(memory[K4 - 4] == 'a' + time && memory[K4 + 3] == 'a' + time && !memory[K4 + 4]);
+    CHECK_EQ(n_dirty_ranges(dirty), 1);
+    CHECK(dirty->start == 0x100000 && dirty->last == 0x101fff);
+    CHECK_EQ(iofs_dma_read(domain, 0x100ffc, buf + 8, 8, &fault), 0);
+    CHECK(!memcmp(buf, buf + 8, 8));
+    CHECK_EQ(n_dirty_ranges(dirty), 0);
+    CHECK_EQ(iofs_dma_read(domain, 0x100ffc, NULL, 0, &fault), 0);
+    CHECK_EQ(iofs_dma_read(domain, 0x102000, buf, 8, &fault), 0);
+    check_fault(iofs_dma_write(domain, 0x102000, buf, 8, &fault), 0x102000, 1,
+                IOFS_DMA_PERMISSION);
+    check_fault(iofs_dma_read(domain, 0x103ff8, buf, 16, &fault), 0x104000, 0, IOFS_DMA_UNMAPPED);
+    CHECK_EQ(iofs_dma_write(domain, 0x103010, buf, 8, &fault), 0);
+    CHECK_EQ(n_dirty_ranges(dirty), 1);
+    CHECK(dirty->start == 0x103000 && dirty->last == 0x103fff);
+  }
+  CHECK(!ftruncate(file, 0));
+  check_fault(iofs_dma_write(domain, 0x103010, buf, 8, &fault), 0x103010, 1, IOFS_DMA_GONE);
+  check_fault(iofs_dma_read(domain, 0x103010, buf, 8, &fault), 0x103010, 0, IOFS_DMA_GONE);
+  end();
+  munmap(memory, 4 * K4);
+  munmap(short_file, K4);
+  close(file);
+}
+
 static void test_memory_that_went_is_gone(void) {
   int fd = memfd_create("test", 0);
   CHECK_EQ(ftruncate(fd, 2 * K4), 0);
@@ -243,7 +286,7 @@ static void test_a_client_that_ends_leaves_its_shared_memory(void) {
     close(wait[1]);
     _exit((int)read(wait[0], buf, 1));
   }
-  begin_with(pid);
+  begin_with(pid, IOFS_PT_VTD);
   map_at(shared, K4, RW, 0x100000);
   map_at(private, K4, RW, 0x101000);
   strcpy(shared, "hello");
@@ -370,6 +413,7 @@ int main(void) {
   RUN(test_a_span_over_many_areas);
   RUN(test_a_span_of_many_runs);
   RUN(test_refusals_say_where_and_why_and_move_nothing);
+  RUN_WITH_RIGHTS(test_the_second_time_is_as_the_first);
   RUN_WITH_RIGHTS(test_memory_that_went_is_gone);
   RUN(test_a_job_survives_a_file_that_is_cut_short);
   RUN(test_one_refused_span_does_not_keep_the_others);

@@ -3,19 +3,21 @@
 
 #include "pages.h"
 
-#define N_ENTRIES_LG2 8
+#define N_ENTRIES 256
 
 struct entry {
   uint64_t domain, generation; /* 0: empty */
   struct translation found;
 };
 
-static _Thread_local struct entry entries[1 << N_ENTRIES_LG2];
+static _Thread_local struct entry entries[N_ENTRIES];
 
-/* Fibonacci hashing: buffers that lie at a distance of a power of two have each an entry. */
+/* Pages that follow each other have each an entry, and so have buffers at any distance that is a
+ * power of two; those at other distances of a few pages nearly. */
 static struct entry *entry_of(const struct iofs_domain *domain, uint64_t iova) {
-  uint64_t key = (iova >> PAGE_LG2) + domain->serial * 61;
-  return &entries[key * 0x9e3779b97f4a7c15 >> (64 - N_ENTRIES_LG2)];
+  uint64_t page = iova >> PAGE_LG2;
+  uint64_t above = (page >> 8) + (page >> 16) + (page >> 24);
+  return &entries[(page + 5 * above + domain->serial * 61) % N_ENTRIES];
 }
 
 const struct translation *iotlb_find(const struct iofs_domain *domain, uint64_t iova) {
