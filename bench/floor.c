@@ -1,10 +1,12 @@
 /*
- * The floor: the least that a FUSE server in userspace can do to answer an ioctl with a payload.
+ * The floor: the least that a FUSE server in userspace can do to answer an ioctl with a payload,
+ * or a read.
  *
  *     floor DIR
  *
  * mounts a filesystem with one file, DIR/file. Its ioctls read the payload from the caller's memory
- * by process_vm_readv(), write the same bytes back, and return 0. It says "ready" when it answers.
+ * by process_vm_readv(), write the same bytes back, and return 0; reads give zeros. It says "ready"
+ * when it answers.
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 35
@@ -46,6 +48,13 @@ static void on_open(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info 
   fuse_reply_open(request, info);
 }
 
+static void on_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset,
+                    struct fuse_file_info *info) {
+  static const char zeros[4096];
+  (void)inode, (void)offset, (void)info;
+  fuse_reply_buf(request, zeros, size < sizeof zeros ? size : sizeof zeros);
+}
+
 static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned cmd, void *argument,
                      struct fuse_file_info *info, unsigned flags, const void *in, size_t in_size,
                      size_t out_size) {
@@ -65,6 +74,7 @@ static const struct fuse_lowlevel_ops operations = {
     .lookup = on_lookup,
     .getattr = on_getattr,
     .open = on_open,
+    .read = on_read,
     .ioctl = on_ioctl,
 };
 

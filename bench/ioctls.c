@@ -1,5 +1,5 @@
 /*
- * Round trips of ioctls, ours and the floor's in turn.
+ * Round trips of ioctls and reads, ours and the floor's in turn.
  *
  *     ioctls TREE FLOOR     where `iommufs mount` serves, and the file of floor.c
  */
@@ -103,6 +103,25 @@ static void infos(void) {
     rounds_of_info(&ours, device, 1000);
   }
   report("ioctl: GET_INFO", &ours, FLOOR, &peer, "\"ioctls\": 1");
+}
+
+static void rounds_of_reads(struct series *series, int fd, int n) {
+  const off_t config_space = 7ll << 40;
+  uint32_t ids;
+  uint64_t start = now_ns();
+  for (int i = 0; i < n; i++)
+    MUST(pread(fd, &ids, sizeof ids, config_space) == sizeof ids);
+  series_add(series, start, (uint64_t)n);
+}
+
+static void reads(void) {
+  struct series ours = {0}, peer = {0};
+  for (int round = 0; round < ROUNDS; round++) {
+    rounds_of_reads(&peer, floor_fd, 1000);
+    rounds_of_reads(&ours, device, 1000);
+  }
+  report("read: 4 bytes of config space", &ours, "C server that gives as many bytes", &peer,
+         "\"reads\": 1");
 }
 
 /* A call that nothing but Python answers, and that writes its structure back. */
@@ -224,6 +243,7 @@ int main(int argc, char **argv) {
   struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof attach, .pt_id = ioas_id};
   MUST(!ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &bind));
   infos();
+  reads();
   MUST(!ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach));
   small_maps("ioctl: MAP + UNMAP 4 KiB, device attached");
   large_maps("ioctl: MAP + UNMAP 64 MiB, device attached", 64ull << 20);

@@ -19,9 +19,11 @@ class Fast:
         if handle == ffi.NULL:
             raise MemoryError("no memory for an open file")
         self._handle = ffi.gc(handle, lib.iofs_fast_free)
+        self._windows: dict[int, tuple[Any, ...]] = {}  # keeps what readers look at where it is
 
     def close(self) -> None:
         ffi.release(self._handle)
+        self._windows.clear()
 
     def add_file(self, fh: int) -> None:
         lib.iofs_fast_add_file(self._handle, fh)
@@ -57,9 +59,35 @@ class Fast:
         """The eventfds that SET_IRQS rings of itself, -1 for none; empty: Python is asked."""
         lib.iofs_fast_set_triggers(self._handle, index, fds, len(fds))
 
+    def add_window(self, position: int, length: int, *memory: Any, ends: bool = False) -> None:
+        """What reading `length` bytes of the file at `position` gives, as long as they stay that.
+
+        memory  buffers of that length, whose contents may change, not their size: config space is
+                the function's own bytes, the client's, and a mask of which bits are the client's;
+                or one buffer, the contents of a region, read while set_memory() says so
+        ends    a read that goes on past them ends there, instead of being Python's
+        """
+        views = [ffi.from_buffer(buffer) for buffer in memory]
+        assert all(len(view) >= length for view in views)
+        flags = (ends and lib.IOFS_WINDOW_ENDS) | (len(views) == 1 and lib.IOFS_WINDOW_MEMORY)
+        own, kept, mask = views if len(views) == 3 else (views[0], ffi.NULL, ffi.NULL)
+        lib.iofs_fast_add_window(self._handle, position, length, flags, own, kept, mask)
+        self._windows[position] = tuple(views)
+
+    def set_memory(self, enabled: bool) -> None:
+        """Whether the memory of regions can be reached."""
+        lib.iofs_fast_set_memory(self._handle, enabled)
+
+    def read(self, position: int, size: int) -> bytes:
+        """What a reader answers; nothing: it asks Python."""
+        out = bytearray(lib.IOFS_MAX_FAST_READ)
+        n = lib.iofs_fast_read(self._handle, position, size, ffi.from_buffer(out))
+        return bytes(out[:n])
+
     def withdraw(self) -> None:
         """Take back all that was said of a device."""
         lib.iofs_fast_withdraw(self._handle)
+        self._windows.clear()
 
 
 def remove_file(fh: int) -> None:

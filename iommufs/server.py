@@ -9,6 +9,7 @@ import resource
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import structlog
 import trio
 
 import iommufs._native
@@ -24,6 +25,8 @@ ctypes.CDLL(iommufs._native.__file__, mode=os.RTLD_GLOBAL | os.RTLD_NOW)
 import pyfuse3  # noqa: E402
 
 from iommufs.fuse.operations import Operations  # noqa: E402
+
+log = structlog.get_logger(__name__)
 
 
 class MountError(Exception):
@@ -103,6 +106,7 @@ async def serve(
         finally:
             lib.iofs_transport_unmount()
             pyfuse3.close(unmount=False)
+            log.info("requests", **fast.counts())
     finally:
         unmount()
         for open_file in files.remove_all():

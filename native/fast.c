@@ -224,8 +224,37 @@ int iofs_fast_set_triggers(struct iofs_fast *fast, uint32_t index, const int32_t
   return n && !copy ? -ENOMEM : 0;
 }
 
+int iofs_fast_add_window(struct iofs_fast *fast, uint64_t position, uint64_t length,
+                         uint32_t flags, const void *own, const void *kept, const void *mask) {
+  struct fast_window *window = malloc(sizeof *window), **at;
+  if (!window)
+    return -ENOMEM;
+  assert(!(((uintptr_t)own | (uintptr_t)kept | (uintptr_t)mask | position) % 8));
+  pthread_mutex_lock(&fast->lock);
+  for (at = &fast->windows; *at && (*at)->position != position;)
+    at = &(*at)->next;
+  struct fast_window *old = *at;
+  *window = (struct fast_window){old ? old->next : NULL, position, length, flags, own, kept, mask};
+  *at = window;
+  pthread_mutex_unlock(&fast->lock);
+  free(old);
+  return 0;
+}
+
+void iofs_fast_set_memory(struct iofs_fast *fast, int enabled) {
+  pthread_mutex_lock(&fast->lock);
+  fast->memory_enabled = enabled;
+  pthread_mutex_unlock(&fast->lock);
+}
+
 void iofs_fast_withdraw(struct iofs_fast *fast) {
   pthread_mutex_lock(&fast->lock);
+  while (fast->windows) {
+    struct fast_window *window = fast->windows;
+    fast->windows = window->next;
+    free(window);
+  }
+  fast->memory_enabled = 0;
   while (fast->answers) {
     struct fast_answer *answer = fast->answers;
     fast->answers = answer->next;

@@ -6,6 +6,7 @@
 #define IOFS_FAST_H
 
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "iommufs.h"
@@ -20,6 +21,14 @@ struct fast_answer {
   uint32_t cap_at; /* where cap_offset lies in the structure; 0: it has none */
   uint32_t length, chain_length;
   uint8_t bytes[]; /* the structure, then the chain */
+};
+
+/* What reading a part of the file gives (see iofs_fast_add_window()). */
+struct fast_window {
+  struct fast_window *next;
+  uint64_t position, length;
+  uint32_t flags;
+  const uint8_t *own, *kept, *mask;
 };
 
 struct fast_source {
@@ -37,6 +46,8 @@ struct iofs_fast {
   struct known_threads threads;
   uint32_t charge_mode; /* of callers without CAP_IPC_LOCK */
   struct fast_answer *answers;
+  struct fast_window *windows;
+  int memory_enabled;
   struct {
     int32_t *fds; /* -1: none */
     uint32_t n;
@@ -56,5 +67,8 @@ struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_cha
 /* Carry out a call whose payload is read: 1, *result is its answer; 0: it is Python's. */
 int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result);
 int fast_is_hot(uint32_t cmd);
+
+/* Carry out a read, as iofs_fast_read(). */
+size_t fast_read(uint64_t fh, uint64_t position, size_t size, void *out);
 
 #endif

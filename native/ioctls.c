@@ -166,6 +166,13 @@ void iofs_ioctls_release_answered(void) {
   pthread_mutex_unlock(&lock);
 }
 
+int iofs_ioctls_releases_are_answered(void) {
+  pthread_mutex_lock(&lock);
+  int all = releases_arrived == releases_answered;
+  pthread_mutex_unlock(&lock);
+  return all;
+}
+
 void iofs_transport_releases(uint64_t *arrived, uint64_t *answered) {
   pthread_mutex_lock(&lock);
   *arrived = releases_arrived;

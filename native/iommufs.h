@@ -386,6 +386,18 @@ int iofs_fast_add_answer(struct iofs_fast *fast, uint32_t cmd, uint32_t index, c
                          uint32_t cap_at);
 /* SET_IRQS rings eventfd n of an index, -1 none, which stays open meanwhile. */
 int iofs_fast_set_triggers(struct iofs_fast *fast, uint32_t index, const int32_t *fds, uint32_t n);
+/* What reading a part of the file gives: own[i] where a bit of mask[i] is 0, kept[i] where it is 1,
+ * own alone without a mask. All are aligned to eight bytes and stay until the part is withdrawn;
+ * whoever changes them changes what belongs together by one store. IOFS_WINDOW_ENDS: a read that goes
+ * on past it ends with it. IOFS_WINDOW_MEMORY: only while iofs_fast_set_memory() says so, at first
+ * not. One of each position. */
+enum iofs_window_flags { IOFS_WINDOW_ENDS = 1, IOFS_WINDOW_MEMORY = 2 };
+int iofs_fast_add_window(struct iofs_fast *fast, uint64_t position, uint64_t length,
+                         uint32_t flags, const void *own, const void *kept, const void *mask);
+void iofs_fast_set_memory(struct iofs_fast *fast, int enabled);
+/* What a reader answers: how many bytes, IOFS_MAX_FAST_READ at most; 0: it asks Python. */
+#define IOFS_MAX_FAST_READ 4096
+size_t iofs_fast_read(struct iofs_fast *fast, uint64_t position, size_t size, void *out);
 void iofs_fast_withdraw(struct iofs_fast *fast); /* all of a device */
 
 /* Off: everything goes to Python. On at the beginning. */
@@ -395,7 +407,8 @@ void iofs_fast_enable(int enabled);
 struct iofs_fast_counts {
   uint64_t ioctls_by_readers, ioctls_by_python;
   uint64_t ioctls_handed_over; /* of those by Python: to the event loop, from the start */
-  uint64_t others; /* all that pyfuse3 answers */
+  uint64_t reads_by_readers, reads_by_python;
+  uint64_t others; /* all that pyfuse3 answers, those reads among it */
 };
 void iofs_fast_counts(struct iofs_fast_counts *out);
 /* ---- device: models in C (native/device.h is their side) ---------------------------------------

@@ -68,5 +68,6 @@ int visit(struct reader *me, struct pending *pending, const struct iofs_ioctl *i
 
 void iofs_ioctls_release_arrived(void);
 void iofs_ioctls_release_answered(void);
+int iofs_ioctls_releases_are_answered(void); /* all that have arrived */
 
 #endif

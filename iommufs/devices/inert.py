@@ -11,6 +11,7 @@ number → offset → bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from iommufs.vfio.model import Description, Host, Model
@@ -39,7 +40,14 @@ class Inert(Model):
             raise ValueError("register_width: expected 1, 2, 4 or 8")
 
     def describe(self) -> Description:
-        return self._description
+        """Where a part of a register reads as any other, memory is not plain."""
+        if self._register_width > 1:
+            return self._description
+        bars = self._description.bars.items()
+        return replace(
+            self._description,
+            bars={number: replace(bar, plain=bar.mappable) for number, bar in bars},
+        )
 
     def open(self) -> None:
         if not self._is_filled:  # by a reset, or by who opened it before

@@ -65,7 +65,7 @@ class Pri(Model):
             vendor=0x1234,
             device=0x11E9,
             class_code=0x00FF00,
-            bars={0: Bar(size=PAGE, mappable=True)},
+            bars={0: Bar(size=PAGE, mappable=True, plain=True)},
             intx=False,
             msi_vectors=1,
             config=_config(),
@@ -86,10 +86,6 @@ class Pri(Model):
         self.host.store(0, register, WIDTHS[register], value)
 
     # -- registers --------------------------------------------------------------------------------
-
-    def read(self, region: int, offset: int, size: int) -> int:
-        """Any width: the registers are as bytes in memory, all else is 0."""
-        return int.from_bytes(self.host.bar(0)[offset : offset + size], "little")
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
         for register, width in WIDTHS.items():

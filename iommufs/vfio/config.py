@@ -12,6 +12,7 @@ import errno
 from typing import Any
 
 from iommufs.errors import UapiError
+from iommufs.fast import Fast
 from iommufs.vfio import capabilities as caps
 from iommufs.vfio import permissions as perms
 from iommufs.vfio import rom
@@ -207,6 +208,7 @@ class ConfigSpace:
         if function.vf_ids is not None:
             self.put(0x00, 2, function.vf_ids[0])
             self.put(0x02, 2, function.vf_ids[1])
+        self._virtual = self._virtual_bits()
 
     def get(self, at: int, size: int) -> int:
         """The bits that are kept here; meaningful where the masks say virtual."""
@@ -269,6 +271,17 @@ class ConfigSpace:
         """
         enabled = self.function.vf_ids is not None or self.get(COMMAND, 2) & COMMAND_MEMORY
         return bool(enabled) and self.function.power < D3HOT
+
+    def publish(self, fast: Fast, position: int) -> None:
+        """Let readers of the transport answer what read() would; `position` in the device file."""
+        fast.add_window(position, self.size, self.function.raw.data, self._kept, self._virtual)
+
+    def _virtual_bits(self) -> bytearray:
+        bits = bytearray(self.size)
+        for at, owner in enumerate(self._owner):
+            here = at - owner.offset
+            bits[at : at + 1] = owner.masks.virtual[here : here + 1] or b"\0"
+        return bits
 
     def _chunk(self, at: int, left: int) -> int:
         """How many bytes from `at` are one access: aligned, one dword, one capability."""

@@ -317,11 +317,13 @@ class DeviceFile:
         self.granted = True
         self._publish(True)
         self.function.changed = self._publish_anew
+        self.function.memory_changed = self.fast.set_memory
 
     def _publish(self, answers: bool) -> None:
         """Let readers of the transport answer for this file, or not."""
         if answers:
             info.publish(self.fast, self)
+            self.regions.publish(self.fast)
         else:
             self.fast.withdraw()
 
@@ -356,7 +358,7 @@ class DeviceFile:
     def unbind(self) -> None:
         """Undo bind(), and all that was done since."""
         self.granted = False
-        self.function.changed = lambda: None
+        self.function.changed = self.function.memory_changed = lambda *_: None
         self._end_features()
         self.fast.withdraw()
         for ioeventfd in self.ioeventfds.values():

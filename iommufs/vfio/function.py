@@ -40,7 +40,7 @@ _NO_SOFT_RESET = 0x08
 VGA_CLASS = 0x0300
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     pass
 
 
@@ -73,6 +73,7 @@ class PciFunction:
         self.address = address
         self.spawn = spawn
         self.changed: Callable[[], None] = _nothing  # called when what the function can do changes
+        self.memory_changed: Callable[[bool], None] = _nothing  # whether clients reach its BARs
         self.can_reset = can_reset
         self.iommu = iommu
         self.group = group
@@ -188,8 +189,7 @@ class PciFunction:
     def _set_power_bits(self, state: int) -> None:
         if cap := self._capabilities.get(caps.PM):
             at = cap.offset + permissions.PM_CONTROL
-            self.raw.set_bits(at, 2, permissions.PM_STATE, False)
-            self.raw.set_bits(at, 2, state, True)
+            self.raw.set_field(at, 2, permissions.PM_STATE, state)
 
     def set_power(self, state: int) -> None:
         """Go to D0 … D3hot, if the function can from where it is.
@@ -209,8 +209,7 @@ class PciFunction:
             self._before_d3hot = self.raw.save()
         if forgets:
             self.raw.restore(self._before_d3hot)
-            self.raw.set_bits(cap.offset + permissions.PM_CONTROL, 2, 0xFFFF, False)
-            self.raw.set_bits(cap.offset + permissions.PM_CONTROL, 2, control, True)
+            self.raw.set_field(cap.offset + permissions.PM_CONTROL, 2, 0xFFFF, control)
         self._set_power_bits(state)
         if forgets:
             self.reset_model()
@@ -233,12 +232,16 @@ class PciFunction:
 
     def lose_memory(self) -> None:
         """Before its BARs cannot be reached any more."""
+        self.memory_changed(False)
         if self.dmabufs is not None:
             self.dmabufs.withdraw()
 
     def regain_memory(self) -> None:
         """Its BARs can be reached again, if memory decoding is on."""
-        if self.dmabufs is not None and self.config is not None and self.config.memory_enabled:
+        if self.config is None or not self.config.memory_enabled:
+            return
+        self.memory_changed(True)
+        if self.dmabufs is not None:
             self.dmabufs.restore()
 
     # ---- registers

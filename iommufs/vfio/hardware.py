@@ -28,7 +28,8 @@ _AER_CORRECTABLE = 0xF1C1
 class RawConfig:
     """The config space of a function.
 
-    data      the bytes; what the hardware changes by itself is set here directly
+    data      the bytes; what the hardware changes by itself is set here directly. Readers of the
+              transport look at them at any time (fast.py), so a register is changed at once
     writable  bits that keep what is written
     clearable bits that a write of 1 clears
     changed   called after registers have changed
@@ -76,16 +77,20 @@ class RawConfig:
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        for at, byte in enumerate(value.to_bytes(size, "little"), offset):
-            mask = self.writable[at]
-            kept = self.data[at] & ~mask | byte & mask
-            self.data[at] = kept & ~(byte & self.clearable[at])
+        span = slice(offset, offset + size)
+        mask = int.from_bytes(self.writable[span], "little")
+        kept = self.read(offset, size) & ~mask | value & mask
+        cleared = value & int.from_bytes(self.clearable[span], "little")
+        self._set(self.data, offset, size, kept & ~cleared)
         self._tell()
 
     def set_bits(self, offset: int, size: int, mask: int, on: bool) -> None:
         """A change that the hardware makes by itself, whatever may be written."""
-        value = self.read(offset, size)
-        self._set(self.data, offset, size, value | mask if on else value & ~mask)
+        self.set_field(offset, size, mask, mask if on else 0)
+
+    def set_field(self, offset: int, size: int, mask: int, value: int) -> None:
+        """The same for bits that change together."""
+        self._set(self.data, offset, size, self.read(offset, size) & ~mask | value)
         self._tell()
 
     def _tell(self) -> None:

@@ -88,6 +88,8 @@ def check(description: Description) -> None:
 
 
 def _check_mapped(index: int, bar: Bar) -> None:
+    if bar.plain and (bar.io or not bar.mappable):
+        raise BadDescription(f"BAR {index} is not plain memory: it cannot be mapped")
     if bar.mapped and (bar.io or not bar.mappable):
         raise BadDescription(f"BAR {index} cannot be mapped, nor parts of it")
     end = 0

@@ -58,8 +58,7 @@ class LowPower:
                 wakeup.close()
             raise UapiError(errno.EINVAL, "in low power already")
         self.entered, self._wakeup = True, wakeup
-        if wakeup is not None:
-            self._publish(False)
+        self._publish(False)
 
     def wake(self) -> None:
         """The device is used, or wants to be: awake it tells the client, if that waits to be told.
@@ -86,10 +85,11 @@ class LowPower:
         self._function.regain_memory()
 
     def _leave(self) -> None:
-        self.entered = False
         if self._wakeup is not None:
             self._wakeup.close()
             self._wakeup = None
+        if self.entered:
+            self.entered = False
             self._publish(True)
 
 

@@ -65,6 +65,8 @@ class Bar:
     mappable  a client may mmap it: stores then reach the model only through Host.watch
     mapped    (offset, length) of what may be mapped of it, whole pages, for a BAR some of whose
               registers must trap: clients are told so (sparse mmap); empty: all of it
+    plain     reading it has no effect and gives what a mapping shows: Model.read is not asked, and
+              reads need not wait for the model; for a mappable BAR
     """
 
     size: int
@@ -73,6 +75,7 @@ class Bar:
     bits64: bool = False
     prefetchable: bool = False
     mapped: tuple[tuple[int, int], ...] = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,10 @@ class Model:
         """The client is gone; tasks are cancelled, mappings too."""
 
     def read(self, region: int, offset: int, size: int) -> int:
-        """The value of `size` (1, 2, 4 or 8) bytes at `offset` of BAR `region`, little endian."""
+        """The value of `size` (1, 2, 4 or 8) bytes at `offset` of BAR `region`, little endian.
+
+        Not asked of a BAR that is plain memory.
+        """
         return 0
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:

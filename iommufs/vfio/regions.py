@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iommufs.errors import UapiError
+from iommufs.fast import Fast
 from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import rom
 from iommufs.vfio.bars import OFFSET_SHIFT
@@ -53,6 +54,8 @@ class Regions:
         size = rom.window(function.description.rom) if self._rom else 0
         self.table.append(Region(size, READ if size else 0))
         self.table.append(Region(config.size, READ | WRITE))
+        bars = function.description.bars.items()
+        self._plain = {index for index, bar in bars if bar.plain}
         if function.has_vga:
             self.table.append(Region(VGA_SIZE, READ | WRITE))
 
@@ -85,6 +88,28 @@ class Regions:
         if parts and not any(at <= offset and offset + length <= at + size for at, size in parts):
             raise UapiError(errno.EINVAL, f"{offset:#x} + {length:#x} traps in region {index}")
 
+    def publish(self, fast: Fast) -> None:
+        """Let readers of the transport answer what has no effect on anything (native/fast_read.c).
+
+        Config space, the ROM, and BARs that are plain memory, but for their MSI-X table.
+        """
+        self._config.publish(fast, CONFIG << OFFSET_SHIFT)
+        if size := self.table[ROM].size:
+            shown = self._rom.ljust(size, b"\xff")
+            fast.add_window(ROM << OFFSET_SHIFT, size, shown, ends=True)
+        for index in self._plain:
+            self._publish_bar(fast, index)
+        fast.set_memory(self._config.memory_enabled)
+
+    def _publish_bar(self, fast: Fast, index: int) -> None:
+        memory = self._function.bars.view(index)
+        size = len(memory)
+        start, end = self._hidden(index)
+        for first, last in ((0, start), (end, size)):
+            if first < last:
+                position = index << OFFSET_SHIFT | first
+                fast.add_window(position, last - first, memory[first:last], ends=last == size)
+
     def read(self, position: int, size: int) -> bytes:
         """Bytes of the device file; EINVAL, EFAULT (config space), EIO, ENOMEM (ROM)."""
         index, offset = position >> OFFSET_SHIFT, position & OFFSET_MASK
@@ -97,6 +122,8 @@ class Regions:
         for at, width, hidden in self._pieces(index, offset, length):
             if hidden or not self._decoded(index):
                 data += b"\xff" * width
+            elif index in self._plain:
+                data += self._function.bars.view(index)[at : at + width]
             else:
                 data += self._function.read_bar(index, at, width).to_bytes(width, "little")
         return bytes(data)
@@ -138,10 +165,14 @@ class Regions:
             raise UapiError(errno.EIO, "memory decoding is off")
         return True
 
+    def _hidden(self, index: int) -> tuple[int, int]:
+        """Start and end of the MSI-X table in a region; twice the same: it is not there."""
+        table = self._function.msix_table
+        return table[1:] if table and table[0] == index else (0, 0)
+
     def _pieces(self, index: int, offset: int, length: int):
         """(offset, width, hidden) of each access that [offset, offset + length) is made of."""
-        table = self._function.msix_table
-        start, end = table[1:] if table and table[0] == index else (0, 0)
+        start, end = self._hidden(index)
         # Ports are four bytes wide at most, and so is VGA.
         widest = 4 if index == VGA or self._function.description.bars[index].io else 8
         at, last = offset, offset + length

@@ -248,6 +248,103 @@ async def test_a_device_without_an_interrupt_is_still_read(vfio):
     assert await vfio.pread(df, 2, CONFIG + 0x3C) == bytes(2)
 
 
+# ---- plain memory
+
+
+class Memory(Model):
+    """A BAR that is memory, with an MSI-X table in its middle."""
+
+    def describe(self):
+        return Description(
+            vendor=1, device=2, class_code=0, msix_vectors=2, msix_table=(0, 0x810),
+            bars={0: Bar(4096, mappable=True, plain=True)}, msix_pba=(0, 0x800),
+        )  # fmt: skip
+
+    def read(self, region, offset, size):
+        raise AssertionError("plain memory is not asked of the model")
+
+
+@pytest.fixture
+async def memory(vfio):
+    df = await vfio.bound(vfio.add("0000:00:1e.0", lambda host: Memory(host, {})).index)
+    df.function.bars.view(0)[:] = bytes(range(256)) * 16
+    return df
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "data"),
+    [
+        (0, 4, "00010203"),
+        (3, 10, "030405060708090a0b0c"),
+        (0xFFD, 8, "fdfeff"),
+        (0x80C, 8, "0c0d0e0fffffffff"),
+        (0x82F, 2, "ff30"),
+        (0x810, 32, "ff" * 32),
+        (0x830, 1, "30"),
+    ],
+)
+async def test_plain_memory_is_what_a_mapping_shows(vfio, memory, offset, size, data):
+    assert (await vfio.pread(memory, size, BAR[0] + offset)).hex() == data
+
+
+async def test_plain_memory_needs_decoding_and_power(vfio, memory):
+    await vfio.pwrite(memory, ALL_OFF, COMMAND)
+    with refused("EIO"):
+        await vfio.pread(memory, 4, BAR[0])
+    with refused("EINVAL"):
+        await vfio.pread(memory, 4, BAR[0] + 4096)
+    await vfio.pwrite(memory, ALL_ON, COMMAND)
+    assert await vfio.pread(memory, 4, BAR[0]) == bytes(range(4))
+    assert len(await vfio.pread(memory, 8192, BAR[0])) == 4096
+
+
+# ---- what readers of the transport answer; that they answer the same is what pread() here asks
+
+
+async def test_readers_answer_config_space_the_rom_and_plain_memory(vfio, recorder, memory):
+    assert len(memory.fast.read(CONFIG, 256)) == 256
+    assert memory.fast.read(CONFIG + 1, 3) == await vfio.pread(memory, 3, CONFIG + 1)
+    assert memory.fast.read(BAR[0], 5) == bytes(range(5))
+    assert recorder.fast.read(ROM, 2) == b"\x55\xaa"
+    assert not recorder.fast.read(BAR[0], 4)
+    assert not memory.fast.read(CONFIG, 0)
+    assert not memory.fast.read(CONFIG + 250, 8)
+    assert not memory.fast.read(BAR[0] + 0x80C, 8)
+
+
+async def test_what_a_client_writes_to_config_space_readers_know(vfio, memory):
+    await vfio.pwrite(memory, b"\x5a", CONFIG + 0x3C)
+    await vfio.pwrite(memory, b"\xff" * 4, CONFIG + 0x10)
+    assert memory.fast.read(CONFIG + 0x3C, 1) == b"\x5a"
+    assert memory.fast.read(CONFIG + 0x10, 4) == b"\0\xf0\xff\xff"
+
+
+async def test_memory_that_cannot_be_reached_readers_do_not_read(vfio, memory):
+    await vfio.pwrite(memory, ALL_OFF, COMMAND)
+    assert not memory.fast.read(BAR[0], 4)
+    await vfio.pwrite(memory, ALL_ON, COMMAND)
+    assert memory.fast.read(BAR[0], 4)
+    memory.function.lose_memory()
+    assert not memory.fast.read(BAR[0], 4)
+
+
+async def test_a_device_in_low_power_is_pythons(vfio, memory):
+    memory.low_power.enter(None)
+    assert not memory.fast.read(CONFIG, 4)
+    await vfio.pread(memory, 4, CONFIG)
+    memory.low_power.leave()
+    assert memory.fast.read(CONFIG, 4)
+
+
+async def test_after_an_unbind_readers_know_nothing(vfio):
+    device = vfio.add("0000:00:1e.0", lambda host: Memory(host, {}))
+    df = await vfio.bound(device.index)
+    df.unbind()
+    assert not df.fast.read(CONFIG, 4)
+    df.function.memory_changed(True)
+    assert not df.fast.read(BAR[0], 4)
+
+
 # ---- legacy VGA; source: the guest with CONFIG_VFIO_PCI_VGA and a VGA controller
 
 VGA = 8 << 40

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.mount
 TRIGGER = uapi.VFIO_IRQ_SET_DATA_NONE | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 SET_EVENTFD = uapi.VFIO_IRQ_SET_DATA_EVENTFD | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 MSI, ERR = 1, 3
+CONFIG = 7 << 40
 
 
 @pytest.fixture
@@ -179,6 +180,17 @@ async def test_what_a_device_is(mounted, by_readers):
             irq = await struct_ioctl(mounted, device.fd, number, "vfio_irq_info", index=index)
             assert irq.index == index
     assert by_readers.n == 1 + 8 + 5
+
+
+async def test_config_space_is_read_without_python(mounted, server):
+    device = await mounted.bind(await mounted.open(), 0)
+    before = server.requests()
+    assert os.pread(device.fd, 4, CONFIG) == b"\x34\x12\xe8\x11"
+    with refused("EFAULT"):
+        os.pread(device.fd, 4, CONFIG + 0x1000)
+    after = server.requests()
+    assert after["reads_by_readers"] - before["reads_by_readers"] == 1
+    assert after["reads_by_python"] - before["reads_by_python"] == 1
 
 
 async def set_irqs(client, fd, flags, index, start=0, count=1, data=()):

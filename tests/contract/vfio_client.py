@@ -19,7 +19,7 @@ from iommufs.iommu.vtd import Vtd
 from iommufs.iommufd.ctx import Ctx
 from iommufs.iommufd.iommu import IommuGroup
 from iommufs.vfio import reset
-from iommufs.vfio.device import DevSet, VfioDevice
+from iommufs.vfio.device import DeviceFile, DevSet, VfioDevice
 from iommufs.vfio.function import PciFunction
 from iommufs.vfio.group import VfioGroup
 from iommufs.vfio.model import Description
@@ -256,10 +256,15 @@ class VfioClient:
         return await self.ioctl(group, uapi.VFIO_GROUP_GET_DEVICE_FD, arg)
 
     async def pread(self, df, size: int, offset: int) -> bytes:
+        """What Python answers; a reader of the transport does the same, or asks Python."""
+        by_reader = df.fast.read(offset, size) if isinstance(df, DeviceFile) else b""
         try:
-            return await df.read(offset, size)
+            data = await df.read(offset, size)
         except UapiError as error:
+            assert not by_reader
             raise OSError(error.errno, str(error)) from error
+        assert by_reader in (b"", data)
+        return data
 
     async def pwrite(self, df, data: bytes, offset: int) -> int:
         try:

@@ -1,5 +1,7 @@
 """A function that is described by data alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from iommufs.devices.inert import Inert
@@ -19,7 +21,8 @@ def inert(host):
 
 
 def test_it_is_what_its_description_says(inert):
-    assert inert.describe() is DESCRIPTION
+    bars = {0: Bar(4096, mappable=True, plain=True), 2: Bar(32, io=True)}
+    assert inert.describe() == replace(DESCRIPTION, bars=bars)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

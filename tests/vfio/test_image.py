@@ -66,6 +66,8 @@ def test_without_intx_there_is_no_pin():
         {"bars": {0: Bar(4097)}},
         {"bars": {0: Bar(8)}},
         {"bars": {0: Bar(8192, mapped=((0, 4096),))}},
+        {"bars": {0: Bar(8192, plain=True)}},
+        {"bars": {0: Bar(8192, plain=True, mappable=True, io=True)}},
         {"bars": {0: Bar(8192, mappable=True, io=True, mapped=((0, 4096),))}},
         {"bars": {0: Bar(8192, mappable=True, mapped=((0, 2048),))}},
         {"bars": {0: Bar(8192, mappable=True, mapped=((4096, 8192),))}},
