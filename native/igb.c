@@ -248,12 +248,18 @@ static void *start(void *igb, struct iommufs_device *device) {
   return port;
 }
 
-static void destroy(void *igb_) {
-  struct igb *igb = igb_;
-  igb_wire_leave(&igb->end);
+static void discard(struct igb *igb) {
   alloc_free(igb->wire);
   alloc_free(igb->pcap);
   alloc_free(igb);
+}
+
+static void destroy(void *igb_) {
+  struct igb *igb = igb_;
+  if (igb->tap)
+    igb_tap_close(igb->tap);
+  igb_wire_leave(&igb->end);
+  discard(igb);
 }
 
 /* Of "key=value"; NULL: it is another key. */
@@ -277,30 +283,41 @@ static void set_mac(struct igb *igb, const char *text) {
   igb_nvm_fill(igb->nvm, mac);
 }
 
-/* wire=NAME  mac=xx:xx:xx:xx:xx:xx  pcap_out=PATH, all checked by devices/igb. */
-static void *create(const char *const *options, char *error, size_t size) {
-  struct igb *igb = alloc_zeroed(sizeof *igb);
-  const char *mac = NULL, *value;
-  int ok = igb != NULL;
-  for (; ok && *options; options++) {
+struct options {
+  const char *wire, *mac, *pcap, *tap; /* NULL: not given */
+};
+
+/* wire=NAME  mac=xx:xx:xx:xx:xx:xx  pcap_out=PATH  tap=NAME, all checked by devices/igb. */
+static struct options read_options(const char *const *options) {
+  struct options found = {0};
+  const char *value;
+  for (; *options; options++) {
     if ((value = value_of(*options, "wire")))
-      ok = copy_text(&igb->wire, value);
-    else if ((value = value_of(*options, "pcap_out")))
-      ok = copy_text(&igb->pcap, value);
+      found.wire = value;
     else if ((value = value_of(*options, "mac")))
-      mac = value;
+      found.mac = value;
+    else if ((value = value_of(*options, "pcap_out")))
+      found.pcap = value;
+    else if ((value = value_of(*options, "tap")))
+      found.tap = value;
   }
-  if (!ok) {
-    snprintf(error, size, "no memory");
-    if (igb) {
-      alloc_free(igb->wire);
-      alloc_free(igb->pcap);
-    }
-    alloc_free(igb);
+  return found;
+}
+
+static void *create(const char *const *given, char *error, size_t size) {
+  struct options options = read_options(given);
+  struct igb *igb = alloc_zeroed(sizeof *igb);
+  snprintf(error, size, "no memory");
+  if (!igb)
+    return NULL;
+  if ((options.wire && !copy_text(&igb->wire, options.wire)) ||
+      (options.pcap && !copy_text(&igb->pcap, options.pcap)) ||
+      (options.tap && !(igb->tap = igb_tap_open(options.tap, &igb->end, error, size)))) {
+    discard(igb);
     return NULL;
   }
-  igb_wire_join(&igb->end, igb->wire);
-  set_mac(igb, mac);
+  igb_wire_join(&igb->end, igb->wire, igb->tap != NULL);
+  set_mac(igb, options.mac);
   return igb;
 }
 

@@ -245,7 +245,8 @@ struct igb_port;
 /* Under the lock of all wires, but for what is atomic. */
 struct igb_end {
   struct igb_end *next;
-  const char *name; /* of the wire; NULL: nothing is plugged */
+  const char *name; /* of the wire; NULL: there is none */
+  int has_tap;      /* a tap interface is plugged */
   unsigned index;   /* how many were on the wire before */
   const struct igb_port *owner;  /* the life it belongs to; NULL: none */
   struct iommufs_device *device; /* of that life, once it can be woken */
@@ -258,8 +259,9 @@ struct igb_end {
   uint64_t n_missed, full_ns; /* since when it is full; 0: it is not */
 };
 
-void igb_wire_join(struct igb_end *end, const char *name); /* NULL: none; without any lock */
-void igb_wire_leave(struct igb_end *end); /* likewise */
+/* name: of a wire, NULL: none. Both without any lock. */
+void igb_wire_join(struct igb_end *end, const char *name, int has_tap);
+void igb_wire_leave(struct igb_end *end);
 void igb_wire_open(struct igb_end *end, const struct igb_port *owner); /* a life begins */
 /* It ends. attended: by its thread, without any lock; else it was never woken. */
 void igb_wire_close(struct igb_end *end, const struct igb_port *owner, int attended);
@@ -273,7 +275,18 @@ int igb_wire_has_room(struct igb_end *end); /* at all others; no: it is told whe
 void igb_wire_send(struct igb_end *end, struct igb_frames *frames); /* they are gone then */
 /* All that came; returns how many were lost for lack of room. */
 uint64_t igb_wire_take(struct igb_end *end, const struct igb_port *owner, struct igb_frames *out);
+/* A frame comes from outside; without any lock. EAGAIN: there is no room now, it is still yours. */
+int igb_wire_bring(struct igb_end *end, struct igb_frame *frame);
 void igb_wire_wake_others(struct igb_end *end); /* who is to be woken; without any lock */
+
+/* ---- a tap interface (igb_tap.c) -------------------------------------------------------------- */
+struct igb_tap;
+
+/* NULL: `error` has a line that says why. */
+struct igb_tap *igb_tap_open(const char *name, struct igb_end *end, char *error, size_t size);
+int igb_tap_start(struct igb_tap *tap); /* from now on frames come in; -EAGAIN: no thread */
+void igb_tap_send(struct igb_tap *tap, const struct igb_frames *frames);
+void igb_tap_close(struct igb_tap *tap);
 
 /* ---- PHY and NVM (igb_phy.c) ------------------------------------------------------------------ */
 #define IGB_NVM_WORDS 1024u
@@ -347,6 +360,7 @@ struct igb {
   struct igb_end end;
   uint16_t nvm[IGB_NVM_WORDS];
   char *wire, *pcap;
+  struct igb_tap *tap; /* NULL: none */
   _Atomic int recorded, is_record_lost; /* the record was begun; the last try failed */
 };
 

@@ -14,9 +14,9 @@ static uint32_t take_bits(_Atomic uint32_t *bits) {
   return *bits ? __atomic_exchange_n((uint32_t *)bits, 0, __ATOMIC_ACQ_REL) : 0;
 }
 
-static void report(struct igb_port *port, const char *what, int err) {
+static void report(struct igb_port *port, const char *what, int err, const char *where) {
   char text[128];
-  snprintf(text, sizeof text, "%s: %s: %s", what, strerror(err), port->igb->pcap);
+  snprintf(text, sizeof text, "%s: %s: %s", what, strerror(err), where);
   iommufs_report(port->device, text);
 }
 
@@ -29,7 +29,7 @@ static void open_record(struct igb_port *port) {
   if (port->record)
     igb->recorded = 1;
   else if (!igb->is_record_lost)
-    report(port, "cannot record", errno);
+    report(port, "cannot record", errno, igb->pcap);
   igb->is_record_lost = !port->record;
 }
 
@@ -37,7 +37,7 @@ static void record(struct igb_port *port, const struct igb_frames *frames) {
   int err = igb_pcap_write(port->record, frames);
   if (!err)
     return;
-  report(port, "the record ends", -err);
+  report(port, "the record ends", -err, port->igb->pcap);
   fclose(port->record);
   port->record = NULL;
 }
@@ -51,10 +51,13 @@ static void send(struct igb_port *port, struct igb_frames *frames) {
   }
   if (port->record && frames->first)
     record(port, frames);
-  if (port->looped)
+  if (port->looped) {
     igb_hear(port, frames);
-  else
-    igb_wire_send(&port->igb->end, frames);
+    return;
+  }
+  if (port->igb->tap)
+    igb_tap_send(port->igb->tap, frames);
+  igb_wire_send(&port->igb->end, frames);
 }
 
 /* The queues of which a report was asked for, a bit each; *busy: there was something to do. */
@@ -109,8 +112,12 @@ static void forget(struct igb_port *port) {
 }
 
 static void begin(struct igb_port *port) {
-  igb_wire_attend(&port->igb->end, port, port->device);
+  struct igb *igb = port->igb;
+  igb_wire_attend(&igb->end, port, port->device);
   open_record(port);
+  int err = igb->tap ? igb_tap_start(igb->tap) : 0;
+  if (err)
+    report(port, "nothing comes from the tap interface", -err, "no thread");
   port->attends = 1;
 }
 

@@ -10,6 +10,7 @@
  * One mutex for all wires. Waking a device takes its lock, which comes before that mutex, and so
  * happens without it; n_wakers keeps the device meanwhile.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <string.h>
 #include <time.h>
@@ -65,9 +66,9 @@ static void empty(struct igb_end *end) {
   end->has_mail = 0;
 }
 
-void igb_wire_join(struct igb_end *end, const char *name) {
+void igb_wire_join(struct igb_end *end, const char *name, int has_tap) {
   pthread_mutex_lock(&lock);
-  *end = (struct igb_end){.name = name, .next = ends};
+  *end = (struct igb_end){.name = name, .has_tap = has_tap, .next = ends};
   for (const struct igb_end *other = ends; other; other = other->next)
     end->index += (unsigned)is_other(end, other);
   ends = end;
@@ -140,12 +141,35 @@ void igb_wire_power(struct igb_end *end, const struct igb_port *owner, int on) {
 }
 
 int igb_wire_is_plugged(const struct igb_end *end) {
-  int plugged = 0;
+  int plugged = end->has_tap;
   pthread_mutex_lock(&lock);
   for (const struct igb_end *other = ends; other; other = other->next)
     plugged |= is_other(end, other) && other->powered;
   pthread_mutex_unlock(&lock);
   return plugged;
+}
+
+/* ---- waking ----------------------------------------------------------------------------------- */
+
+static struct igb_end *next_to_wake(const struct igb_end *end) {
+  for (struct igb_end *other = ends; other; other = other->next)
+    if (is_other(end, other) && other->to_be_woken)
+      return other;
+  return NULL;
+}
+
+/* The lock is given away meanwhile. */
+static void wake(struct igb_end *end) {
+  struct iommufs_device *device = end->device;
+  end->to_be_woken = 0;
+  if (!device)
+    return;
+  end->n_wakers++;
+  pthread_mutex_unlock(&lock);
+  iommufs_wake(device);
+  pthread_mutex_lock(&lock);
+  if (!--end->n_wakers)
+    pthread_cond_broadcast(&woken);
 }
 
 /* ---- frames ----------------------------------------------------------------------------------- */
@@ -227,13 +251,16 @@ uint64_t igb_wire_take(struct igb_end *end, const struct igb_port *owner, struct
   return missed;
 }
 
-/* ---- waking ----------------------------------------------------------------------------------- */
-
-static struct igb_end *next_to_wake(const struct igb_end *end) {
-  for (struct igb_end *other = ends; other; other = other->next)
-    if (is_other(end, other) && other->to_be_woken)
-      return other;
-  return NULL;
+int igb_wire_bring(struct igb_end *end, struct igb_frame *frame) {
+  pthread_mutex_lock(&lock);
+  int full = end->listening && is_full(end) && !is_stuck(end);
+  if (!full && end->listening) {
+    deliver(end, frame);
+    wake(end);
+  } else if (!full)
+    igb_frame_free(frame);
+  pthread_mutex_unlock(&lock);
+  return full ? -EAGAIN : 0;
 }
 
 void igb_wire_wake_others(struct igb_end *end) {
@@ -242,17 +269,7 @@ void igb_wire_wake_others(struct igb_end *end) {
     return;
   pthread_mutex_lock(&lock);
   end->owes_wakes = 0;
-  while ((other = next_to_wake(end))) {
-    other->to_be_woken = 0;
-    if (!other->device)
-      continue;
-    struct iommufs_device *device = other->device;
-    other->n_wakers++;
-    pthread_mutex_unlock(&lock);
-    iommufs_wake(device);
-    pthread_mutex_lock(&lock);
-    if (!--other->n_wakers)
-      pthread_cond_broadcast(&woken);
-  }
+  while ((other = next_to_wake(end)))
+    wake(other);
   pthread_mutex_unlock(&lock);
 }

@@ -70,7 +70,20 @@ def test_a_mac_that_is_none_is_refused(host, mac):
         Igb(host, {"mac": mac})
 
 
-@pytest.mark.parametrize("name", ["wire", "pcap_out"])
+def test_what_traps_cannot_be_mapped(host):
+    bar = Igb(host, {"trap": True}).describe().bars[0]
+
+    def is_mapped(register):
+        return any(start <= register < start + length for start, length in bar.mapped)
+
+    assert not any(map(is_mapped, (reg.ICR, reg.IMS, reg.EIMS, reg.EICR, reg.GPRC, reg.TPT)))
+    assert all(is_mapped(reg.tx(queue, reg.TAIL)) for queue in range(16))
+    assert Igb(host, {}).describe().bars[0].mapped == ()
+    with pytest.raises(ValueError, match="trap must be true or false, not 1"):
+        Igb(host, {"trap": 1})
+
+
+@pytest.mark.parametrize("name", ["wire", "pcap_out", "tap"])
 def test_an_option_that_is_no_string_is_refused(host, name):
     with pytest.raises(ValueError, match=f"{name} must be a string"):
         Igb(host, {name: 1})

@@ -5,6 +5,7 @@ import select
 import pytest
 
 from iommufs.devices.igb import Igb
+from iommufs.vfio import refused
 from tests.contract.vfio_client import event
 from tests.devices import igb_registers as reg
 from tests.devices.igb_driver import (
@@ -54,6 +55,10 @@ class ThreadedDriver(Driver):
     def poke(self, iova, data):
         self.client.write(iova, data)
 
+    def has_been_refused(self):
+        refused.drain()
+        return self.client.function.refused.total
+
     def wait_for(self, n):
         """So many frames."""
         frames = []
@@ -78,15 +83,15 @@ class ThreadedDriver(Driver):
         self.send(data)
 
 
-async def plug(vfio, options):
+async def plug(vfio, options, rctl=PROMISCUOUS):
     vfio.add(f"0000:{0x20 + len(vfio.devices):02x}:00.0", lambda host: Igb(host, options))
-    return await open_again(vfio, len(vfio.devices) - 1)
+    return await open_again(vfio, len(vfio.devices) - 1, rctl)
 
 
-async def open_again(vfio, index):
+async def open_again(vfio, index, rctl=PROMISCUOUS):
     client = await NvmeClient().open(vfio, index)
     client.index = index
-    return ThreadedDriver(client).begin()
+    return ThreadedDriver(client).begin(rctl=rctl)
 
 
 @pytest.fixture
@@ -123,6 +128,7 @@ async def test_an_interrupt_follows_its_frame(vfio, pair):
     assert there.received() == [frame()]
 
 
+@pytest.mark.logs("DMA refused")
 async def test_an_other_end_that_goes_and_comes_back(vfio, pair):
     here, there = pair
     index = there.client.index
@@ -130,6 +136,9 @@ async def test_an_other_end_that_goes_and_comes_back(vfio, pair):
         for i in range(SIZE):
             here.send_in_turn(frame(200 + i))
         if seed % 2:
+            await there.client.set_master(False)  # as a close does first
+            there.send(frame(70))
+            there.client.until(there.has_been_refused)
             vfio.close(there.client.df)  # with frames on their way
             there = await open_again(vfio, index)
         else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from iommufs.devices.igb import identity
-from iommufs.vfio.model import Description, NativeModel
+from iommufs.vfio.model import Description, Host, NativeModel
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
@@ -22,19 +22,28 @@ class Igb(NativeModel):
     symbol = "igb"
 
     options: ClassVar[Mapping[str, str]] = {
-        "wire": "functions with the same name here hear each other; without, nothing is plugged",
+        "wire": "functions with the same name here hear each other",
         "mac": "the MAC address in its NVM (default 52:54:00:82:35:76, + 1 for each on the wire)",
         "pcap_out": "file that records the frames it sends, in libpcap's format",
+        "tap": "network interface of this machine that is plugged in (made if there is none)",
+        "trap": "registers of interrupts and statistics cannot be mapped, so that QEMU traps them",
     }
 
+    def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
+        self._traps = options.get("trap", False)
+        if type(self._traps) is not bool:
+            raise ValueError(f"trap must be true or false, not {self._traps!r}")
+        super().__init__(host, options)
+
     def describe(self) -> Description:
-        return identity.describe()
+        return identity.describe(traps=self._traps)
 
     def native_options(self, options: Mapping[str, Any]) -> Sequence[str]:
         found = {
             "wire": _string(options, "wire"),
             "mac": _mac(options),
             "pcap_out": _string(options, "pcap_out"),
+            "tap": _string(options, "tap"),
         }
         return [f"{key}={value}" for key, value in found.items() if value is not None]
 
