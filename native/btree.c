@@ -381,22 +381,23 @@ void btree_erase(struct btree *tree, const struct interval *interval) {
 }
 
 static void clear(struct btree_node *node, unsigned height,
-                  void (*forget)(struct interval *interval)) {
+                  void (*forget)(struct interval *interval, void *arg), void *arg) {
   fetch(node, height);
   for (unsigned i = 0; i < node->n; i++) {
     if (height) {
-      clear(node->entry[i], height - 1, forget);
+      clear(node->entry[i], height - 1, forget, arg);
       continue;
     }
     fetch_ahead(node, i, UINT64_MAX);
-    forget(node->entry[i]);
+    forget(node->entry[i], arg);
   }
   free_node(node, height);
 }
 
-void btree_clear(struct btree *tree, void (*forget)(struct interval *interval)) {
+void btree_clear(struct btree *tree, void (*forget)(struct interval *interval, void *arg),
+                 void *arg) {
   if (tree->root)
-    clear(tree->root, tree->height, forget);
+    clear(tree->root, tree->height, forget, arg);
   *tree = (struct btree){0};
 }
 

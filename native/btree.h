@@ -38,8 +38,10 @@ struct btree {
 int btree_insert(struct btree *tree, struct interval *interval);
 void btree_erase(struct btree *tree, const struct interval *interval);
 
-/* Erase everything, lowest first; `forget` may free the interval, which nobody looks at again. */
-void btree_clear(struct btree *tree, void (*forget)(struct interval *interval));
+/* Erase everything, lowest first; `forget` may free the interval, which nobody looks at again, and
+ * leaves the tree alone. */
+void btree_clear(struct btree *tree, void (*forget)(struct interval *interval, void *arg),
+                 void *arg);
 
 /* Let an interval of the tree end at another place, short of the next one. */
 void btree_set_last(struct btree *tree, struct interval *interval, uint64_t last);

@@ -169,25 +169,24 @@ static void test_in_order(void) {
     in_order(i & 1, i >> 1);
 }
 
-static int n_forgotten;
-
-static void forget(struct interval *interval) {
+static void forget(struct interval *interval, void *arg) {
+  int *n_forgotten = arg;
   CHECK_EQ(owner[interval->start], interval - pool + 1);
   mark(interval, 0);
   memset(interval, 0xff, sizeof *interval);
-  n_forgotten++;
+  ++*n_forgotten;
 }
 
 static void test_clear(void) {
   struct btree tree = {0};
   for (unsigned n = 0; n < MAX; n = n * 3 + 1) {
     memset(owner, 0, sizeof owner);
-    n_used = n_forgotten = 0;
+    n_used = 0;
     for (unsigned i = 0; i < n; i++)
       add(&tree, i, i * 7 % n * 4, i * 7 % n * 4 + 1);
-    int n_before = n_used;
-    btree_clear(&tree, forget);
-    CHECK(!tree.root && n_forgotten == n_before);
+    int n_forgotten = 0;
+    btree_clear(&tree, forget, &n_forgotten);
+    CHECK(!tree.root && n_forgotten == n_used);
   }
 }
 
@@ -211,7 +210,9 @@ static void test_changes_after_a_seek(void) {
     if (step % 3000 == 0)
       check_order(&tree);
   }
-  btree_clear(&tree, forget);
+  int n_forgotten = 0;
+  btree_clear(&tree, forget, &n_forgotten);
+  CHECK_EQ(n_forgotten, n_used);
 }
 
 static void test_the_whole_space(void) {

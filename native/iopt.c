@@ -7,6 +7,9 @@
 #include "alloc.h"
 #include "stats.h"
 
+/* To let go of more areas than that takes milliseconds, which whoever drops an iopt does not have. */
+#define MANY 20000
+
 struct iofs_iopt *iofs_iopt_new(void) {
   struct iofs_iopt *iopt = alloc_zeroed(sizeof *iopt);
   if (!iopt)
@@ -21,22 +24,27 @@ struct iofs_iopt *iofs_iopt_new(void) {
 
 void iopt_get(struct iofs_iopt *iopt) { iopt->refs++; }
 
-static void forget(struct interval *iova) {
-  assert(!area_of(iova)->filled); /* no domain is left */
-  area_free(area_of(iova));
-  stats.areas--;
-}
-
-void iopt_put(struct iofs_iopt *iopt) {
-  if (--iopt->refs)
-    return;
-  btree_clear(&iopt->areas, forget);
+static void *destroy(void *arg) {
+  struct iofs_iopt *iopt = arg;
+  iopt_remove_all(iopt);
   iopt_free_ranges(&iopt->reserved);
   iopt_free_ranges(&iopt->allowed);
   alloc_free(iopt->domains);
   pthread_mutex_destroy(&iopt->lock);
   alloc_free(iopt);
   stats.iopts--;
+  return NULL;
+}
+
+/* Without a domain or an access nothing is pinned, and nobody can tell when the areas go. */
+void iopt_put(struct iofs_iopt *iopt) {
+  pthread_t thread;
+  if (--iopt->refs)
+    return;
+  if (iopt->n_areas > MANY && !pthread_create(&thread, NULL, destroy, iopt))
+    pthread_detach(thread);
+  else
+    destroy(iopt);
 }
 
 void iofs_iopt_free(struct iofs_iopt *iopt) {

@@ -130,5 +130,7 @@ void area_free(struct area *area);
 
 /* iopt_unmap.c: the area leaves the iopt and the domains and is freed. */
 void iopt_remove_area(struct iofs_iopt *iopt, struct area *area);
+/* All of them, in much less time than one after the other; their bytes. */
+uint64_t iopt_remove_all(struct iofs_iopt *iopt);
 
 #endif

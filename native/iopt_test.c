@@ -231,6 +231,24 @@ static void test_unmap(void) {
   end();
 }
 
+static void test_many_areas_go_at_once(void) {
+  enum { MANY = 25000 };
+  struct iofs_stats left;
+  begin();
+  for (int times = 0; times < 2; times++) {
+    for (uint64_t i = 0; i < MANY; i++)
+      CHECK_EQ(map_at(i << 12, 0x1000, i * 7 % MANY << 13), 0);
+    if (!times)
+      CHECK_EQ(unmap_all(), MANY * 0x1000ull);
+    CHECK_EQ(iofs_iopt_n_areas(iopt), times ? MANY : 0);
+  }
+  iofs_iopt_free(iopt);
+  iofs_mm_put(mm);
+  do /* another thread frees them */
+    iofs_statistics(&left);
+  while (left.iopts + left.areas + left.pages + left.mms);
+}
+
 static struct iofs_piece_list *pieces(uint64_t iova, uint64_t length) {
   struct iofs_piece_list *list;
   CHECK_EQ(iofs_iopt_get_pieces(iopt, iova, length, &list), 0);
@@ -419,6 +437,7 @@ int main(int argc, char **argv) {
   RUN(test_automatic_iova_avoids_reserved_and_ends);
   RUN(test_automatic_iova_is_first_fit);
   RUN(test_unmap);
+  RUN(test_many_areas_go_at_once);
   RUN(test_copy);
   RUN(test_copy_checks_each_piece_after_the_place);
   RUN(test_map_file);

@@ -16,6 +16,26 @@ void iopt_remove_area(struct iofs_iopt *iopt, struct area *area) {
   stats.areas--;
 }
 
+struct all {
+  struct iofs_iopt *iopt;
+  uint64_t n_bytes;
+};
+
+static void forget(struct interval *iova, void *arg) {
+  struct all *all = arg;
+  all->n_bytes += area_length(area_of(iova));
+  iopt_unfill_area(all->iopt, area_of(iova));
+  area_free(area_of(iova));
+}
+
+uint64_t iopt_remove_all(struct iofs_iopt *iopt) {
+  struct all all = {iopt, 0};
+  btree_clear(&iopt->areas, forget, &all);
+  stats.areas -= iopt->n_areas;
+  iopt->n_areas = 0;
+  return all.n_bytes;
+}
+
 /* Tell the accesses of an area that it is to go; 1, or -EDEADLK. */
 static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *out) {
   if (!area->prevent_access || iopt->waiting_area != area->iova.start) {
@@ -35,6 +55,10 @@ static int notify(struct iofs_iopt *iopt, struct area *area, struct iofs_range *
 static int unmap(struct iofs_iopt *iopt, uint64_t start, uint64_t last, uint64_t *unmapped,
                  struct iofs_range *out) {
   struct area *area;
+  if (!start && last == UINT64_MAX && !iopt->accesses) { /* who else could hold on to an area? */
+    *unmapped += iopt_remove_all(iopt);
+    return 0;
+  }
   while ((area = seek_area(iopt, start, last))) {
     if (area->n_locks)
       return -EBUSY;
