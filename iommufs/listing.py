@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iommufs import models as found
 from iommufs.devices import MODELS
-from iommufs.machine import HostFunction, Machine
-from iommufs.topology import Function, Mediated
 from iommufs.topology_file import FUNCTION_KEYS
-from iommufs.vfio.device import VfioDevice
-from iommufs.vfio.model import Bar, Description
+
+if TYPE_CHECKING:  # models can be listed without all that a machine is made of
+    from iommufs.machine import Machine
+    from iommufs.topology import Function, Mediated
+    from iommufs.vfio.device import VfioDevice
+    from iommufs.vfio.model import Bar, Description
 
 _UNITS = ((40, "T"), (30, "G"), (20, "M"), (10, "K"))
 
@@ -50,6 +52,8 @@ def _inside(description: Description) -> dict[str, Any]:
 
 
 def _device(machine: Machine, function: Function) -> dict[str, Any]:
+    from iommufs.pci_bus import HostFunction  # loaded with the machine
+
     made = machine.functions[function.bdf]
     description = function.description() if isinstance(made, HostFunction) else made.description
     return {
