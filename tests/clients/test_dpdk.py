@@ -2,6 +2,7 @@
 
 import re
 import signal
+import stat
 import subprocess
 
 import pytest
@@ -16,6 +17,9 @@ ENOUGH = 1000  # frames that each port has received: all of its rings were used,
 def testpmd(start, debian):
     """Starts it on the functions with these addresses; they are not reset or bound beforehand."""
     plugins = next((debian.root / "usr/lib/x86_64-linux-gnu/dpdk").glob("pmds-*"))
+    for directory in plugins.parents:
+        if directory.stat().st_mode & stat.S_IWOTH:
+            pytest.skip(f"DPDK loads nothing from below {directory}, where anybody may write")
 
     def start_testpmd(*arguments, devices):
         count = range(1, len(devices) + 1)

@@ -46,7 +46,7 @@ def _build(*command):
 
 def _program(built, name):
     if not (built / name).exists():
-        pytest.skip(f"libvfn was built without {name}: it needs libnvme-dev")
+        pytest.skip(f"libvfn was built without {name}: it needs libnvme-dev and libjson-c-dev")
     return built / name
 
 
