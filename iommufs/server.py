@@ -9,11 +9,10 @@ import resource
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import structlog
 import trio
 
 import iommufs._native
-from iommufs import fast, fusermount, user_namespace
+from iommufs import fast, fusermount, logs, user_namespace
 from iommufs._native import lib
 from iommufs.files import OpenFiles
 from iommufs.fuse.ioctl import IoctlPump
@@ -26,7 +25,7 @@ import pyfuse3  # noqa: E402
 
 from iommufs.fuse.operations import Operations  # noqa: E402
 
-log = structlog.get_logger(__name__)
+log = logs.get(__name__)
 
 
 class MountError(Exception):
