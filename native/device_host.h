@@ -58,6 +58,7 @@ struct iofs_device {
   _Atomic uint32_t n_visitors; /* threads that want it and are not that of the life */
   struct bar bars[N_BARS];
   struct life *life; /* NULL: nobody has opened the function */
+  unsigned n_left_behind; /* lives that were over before their thread was */
   _Atomic int bus_master;
   _Atomic int asks; /* it has PRI */
   uint32_t last_request;
@@ -94,6 +95,7 @@ struct life {
   _Atomic int ended;
   int woken;
   int *finished; /* of whoever waits for the end; may be NULL */
+  pid_t thread;  /* 0 until it runs */
   pthread_cond_t wake;
   struct word *words;
   struct iommufs_store *stores; /* room for one of each word */
@@ -111,7 +113,7 @@ static inline struct life *life_of(struct iommufs_device *handle) {
 }
 
 /* device_life.c */
-int life_begin(struct iofs_device *device); /* ENOMEM, EAGAIN: no thread */
+int life_begin(struct iofs_device *device); /* ENOMEM, EAGAIN: no thread, or too many left behind */
 void life_stop(struct iofs_device *device); /* waits a moment for its end */
 void life_scan(struct life *life);
 void life_wake(struct life *life);

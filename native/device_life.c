@@ -8,8 +8,10 @@
 #define _GNU_SOURCE
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -31,8 +33,12 @@
 /* Then it sleeps between two looks, for a part of the time without work, at most so long. */
 #define IDLE_PART 16
 #define MAX_SLEEP_NS 10000000ull
-/* The end of a life is waited for that long: a client's memory may not answer at all. */
+/* The end of a life is waited for that long: a client's memory may not answer at all; and if it is
+ * seen that the client itself keeps it from answering, no longer. */
 #define PATIENCE_NS 50000000ull
+#define LOOK_NS 1000000ull
+/* Then its thread is left behind, of so many for one device. */
+#define MAX_LEFT_BEHIND 16
 
 static uint64_t now_ns(void) {
   struct timespec now;
@@ -387,6 +393,7 @@ static void *run(void *life_) {
   struct iofs_device *device = life->device;
   be_punctual();
   pthread_mutex_lock(&device->lock);
+  life->thread = (pid_t)syscall(SYS_gettid);
   work(life);
   pthread_mutex_unlock(&device->lock);
   device->model->end(life->state);
@@ -399,6 +406,7 @@ static void *run(void *life_) {
     pthread_mutex_unlock(&device->lock);
     return NULL;
   }
+  device->n_left_behind--;
   pthread_mutex_unlock(&device->lock);
   discard(life);
   device_put(device);
@@ -422,8 +430,10 @@ static int start_thread(struct life *life) {
 }
 
 int life_begin(struct iofs_device *device) {
-  struct life *life = alloc_zeroed(sizeof *life);
-  if (!life)
+  struct life *life;
+  if (device->n_left_behind == MAX_LEFT_BEHIND)
+    return -EAGAIN;
+  if (!(life = alloc_zeroed(sizeof *life)))
     return -ENOMEM;
   life->handle.calls = &device_calls;
   life->device = device;
@@ -447,10 +457,31 @@ int life_begin(struct iofs_device *device) {
   return 0;
 }
 
+/* Whether the thread waits for a page that a client serves by userfaultfd. */
+static int is_kept_waiting(const struct life *life) {
+  char path[64], where[64] = "";
+  snprintf(path, sizeof path, "/proc/self/task/%d/wchan", (int)life->thread);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? -1 : read(fd, where, sizeof where - 1);
+  if (fd >= 0)
+    close(fd);
+  return n > 0 && !strcmp(where, "handle_userfault");
+}
+
+/* With the lock held. */
+static void wait_for_end(struct life *life, const int *finished) {
+  uint64_t end = now_ns() + PATIENCE_NS, now;
+  while (!*finished && (now = now_ns()) < end) {
+    struct timespec until = time_of(now + LOOK_NS);
+    if (pthread_cond_timedwait(&life->wake, &life->device->lock, &until) && !*finished &&
+        is_kept_waiting(life))
+      break;
+  }
+}
+
 void life_stop(struct iofs_device *device) {
   struct life *life = device->life;
-  struct timespec until = time_of(now_ns() + PATIENCE_NS);
-  int finished = 0, err = 0;
+  int finished = 0;
   if (!life)
     return;
   device->life = NULL;
@@ -459,10 +490,11 @@ void life_stop(struct iofs_device *device) {
   device_events_drop_pages(device);
   life->finished = &finished;
   life_wake(life);
-  while (!finished && !err)
-    err = pthread_cond_timedwait(&life->wake, &device->lock, &until);
+  wait_for_end(life, &finished);
   if (finished)
     discard(life);
-  else
+  else {
     life->finished = NULL;
+    device->n_left_behind++;
+  }
 }

@@ -17,6 +17,8 @@ static unsigned char bar[4096] __attribute__((aligned(4096)));
 static _Atomic int n_models, n_lives, n_polls, n_copies, last_error;
 static _Atomic uint32_t wanted;
 static _Atomic uint64_t asked_for;
+static _Atomic int does_not_answer, n_stuck;
+static pthread_mutex_t answer = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int n_answers;
 
 /* Words in the order in which they are watched and stored to; the first and the last are one chunk.
@@ -112,6 +114,11 @@ static int poll_model(void *state_) {
   struct state *state = state_;
   unsigned char data[64];
   n_polls++;
+  if (does_not_answer) {
+    n_stuck++;
+    pthread_mutex_lock(&answer);
+    pthread_mutex_unlock(&answer);
+  }
   if (asked_for)
     return poll_page(state);
   if (!wanted)
@@ -544,6 +551,31 @@ static void a_page_that_never_comes_keeps_nothing_waiting(void) {
   tear_down(&scene);
 }
 
+static int all_are_stuck(const void *unused) { return !unused && n_stuck == n_lives; }
+static int one_lives(const void *unused) { return !unused && n_lives == 1; }
+
+static void lives_that_do_not_end_are_left_behind_but_not_without_end(void) {
+  struct scene scene;
+  int n = 0;
+  set_up(&scene);
+  pthread_mutex_lock(&answer);
+  does_not_answer = 1;
+  while (!iofs_device_start(scene.device)) {
+    n++;
+    CHECK_EQ(n_lives, n);
+    wait_for(all_are_stuck, NULL);
+  }
+  CHECK_EQ(n, 16);
+  CHECK_EQ(iofs_device_read(scene.device, 0, 4, 4), 0);
+  CHECK_EQ(iofs_device_start(scene.device), -EAGAIN);
+  does_not_answer = 0;
+  pthread_mutex_unlock(&answer);
+  while (iofs_device_start(scene.device))
+    sched_yield();
+  wait_for(one_lives, NULL);
+  tear_down(&scene);
+}
+
 static void an_idle_device_rests(void) {
   struct scene scene;
   set_up(&scene);
@@ -570,6 +602,7 @@ int main(void) {
   RUN(nothing_lands_after_a_detach_an_unmap_or_a_reset);
   RUN(a_page_is_asked_for_until_it_comes_or_is_refused);
   RUN(a_page_that_never_comes_keeps_nothing_waiting);
+  RUN(lives_that_do_not_end_are_left_behind_but_not_without_end);
   RUN(an_idle_device_rests);
   return 0;
 }

@@ -1,11 +1,13 @@
 """The NVMe controller against docs/nvme.md: registers, admin commands, events."""
 
+import errno
 import os
 import select
 import struct
 
 import pytest
 
+from iommufs.errors import UapiError
 from iommufs.vfio import native
 from tests.contract.vfio_client import NVME, event
 from tests.devices import nvme_client as c
@@ -169,22 +171,47 @@ async def test_data_out_of_reach_is_a_status(nvme):
     assert nvme.read32(c.CSTS) == 1
 
 
+STUCK = 0x4000_0000
+
+
+def get_stuck(nvme, fd):
+    """The device waits for one of the stuck pages."""
+    lists = nvme.take()
+    nvme.write(lists, struct.pack("<3Q", *(STUCK + i * PAGE for i in (1, 2, 3))))
+    queue = nvme.io_queue()
+    queue.put(c.READ, nsid=1, prp1=STUCK, prp2=lists, cdw12=31)
+    queue.ring()
+    assert select.select([fd], [], [], LONG)[0]
+    os.read(fd, 32)
+
+
 async def test_memory_that_does_not_answer_stops_one_life_of_the_device(vfio, stuck_pages):
     fd, address = stuck_pages
     nvme = (await NvmeClient().open(vfio, NVME)).start()
-    iova, lists = 0x4000_0000, nvme.take()
-    await nvme.map_at(address, iova, 4 * PAGE)
-    nvme.write(lists, struct.pack("<3Q", *(iova + i * PAGE for i in (1, 2, 3))))
-    queue = nvme.io_queue()
-    queue.put(c.READ, nsid=1, prp1=iova, prp2=lists, cdw12=31)
-    queue.ring()
-    assert select.select([fd], [], [], LONG)[0]  # it waits there now
+    await nvme.map_at(address, STUCK, 4 * PAGE)
+    get_stuck(nvme, fd)
     nvme.function.reset_function()
     assert nvme.read32(c.CC) == nvme.read32(c.CSTS) == 0
     assert nvme.start().identify(1)[:2] == b"\x36\x1b"
     vfio.close(nvme.df)
     second = (await NvmeClient().open(vfio, NVME)).start()
     assert second.identify(1)[:2] == b"\x36\x1b"
+
+
+@pytest.mark.logs("a device model failed")
+async def test_a_client_whose_memory_never_answers_gets_no_lives_without_end(vfio, stuck_pages):
+    fd, address = stuck_pages
+    nvme = await NvmeClient().open(vfio, NVME)
+    await nvme.map_at(address, STUCK, 4 * PAGE)
+    for _ in range(15):
+        get_stuck(nvme.start(), fd)
+        nvme.function.reset_function()
+        await nvme.set_master(True)
+    get_stuck(nvme.start(), fd)
+    with pytest.raises(UapiError) as refused:
+        nvme.function.reset_function()
+    assert refused.value.errno == errno.EIO
+    assert nvme.function.counters["model_errors"] == 1
 
 
 # -- identify -------------------------------------------------------------------------------------
