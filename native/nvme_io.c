@@ -141,14 +141,13 @@ static int writes(unsigned opcode) {
 void nvme_io_soon(const struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   const struct nvme_ns *ns = nvme_find_ns(ctrl->nvme, cmd->nsid);
   struct range range;
-  if (!ns || (cmd->opcode != READ && cmd->opcode != WRITE) ||
-      range_of_cmd(ctrl, cmd, ns, 1, &range) || ns->backing == NVME_NOTHING)
+  if (!ns || ns->backing == NVME_NOTHING || range_of(ns, lba_of(cmd), AHEAD >> ns->lba_lg2, &range))
     return;
-  for (uint64_t at = 0; at < AHEAD && at < range.length; at += CACHE_LINE)
-    if (cmd->opcode == READ)
-      __builtin_prefetch(ns->memory + range.offset + at);
-    else
-      __builtin_prefetch(ns->memory + range.offset + at, 1);
+  const unsigned char *memory = ns->memory + range.offset;
+  for (unsigned at = 0; at < AHEAD && cmd->opcode == READ; at += CACHE_LINE)
+    __builtin_prefetch(memory + at);
+  for (unsigned at = 0; at < AHEAD && cmd->opcode == WRITE; at += CACHE_LINE)
+    __builtin_prefetch(memory + at, 1);
 }
 
 uint16_t nvme_io(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result) {
