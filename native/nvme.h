@@ -81,6 +81,7 @@ enum nvme_status {
   NVME_SGL_LENGTH = 0x00f,
   NVME_SGL_TYPE = 0x011,
   NVME_PRP_OFFSET = 0x013,
+  NVME_KEEP_ALIVE_EXPIRED = 0x014,
   NVME_SGL_OFFSET = 0x016,
   NVME_WRITE_PROTECTED = 0x020,
   NVME_LBA_RANGE = 0x080,
@@ -206,7 +207,7 @@ struct nvme_waiting {
 /* ---- features --------------------------------------------------------------------------------- */
 struct nvme_features {
   uint32_t arbitration, power, error_recovery, write_cache, coalescing, atomicity, events;
-  uint32_t keep_alive;
+  uint32_t keep_alive; /* ms, 0: for ever */
   uint16_t over_threshold, under_threshold;
   uint64_t timestamp_ms, timestamp_set_ns;
   int timestamp_origin;
@@ -218,6 +219,7 @@ struct nvme_features {
 #define NVME_N_ERRORS 64
 #define NVME_N_AERS 4
 #define NVME_MAX_SPANS 1026
+#define NVME_KEEP_ALIVE_UNIT_MS 100
 
 struct nvme_error {
   uint64_t count;
@@ -255,6 +257,7 @@ struct nvme_ctrl {
   struct nvme_sq *sqs; /* by id, 0: admin */
   struct nvme_cq *cqs;
   struct nvme_features features;
+  uint64_t kept_alive_ns; /* when */
   uint16_t aers[NVME_N_AERS];
   unsigned n_aers;
   uint32_t events[8]; /* that wait, one of each type: result of the completion, 0: none */
@@ -321,6 +324,8 @@ uint16_t nvme_identify(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd);
 uint16_t nvme_get_feature(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);
 uint16_t nvme_set_feature(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t *result);
 void nvme_features_reset(struct nvme_ctrl *ctrl);
+void nvme_keep_alive(struct nvme_ctrl *ctrl);
+void nvme_check_alive(struct nvme_ctrl *ctrl); /* fatal if it was not kept so in time */
 uint16_t nvme_get_log(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd);
 void nvme_log_error(struct nvme_ctrl *ctrl, uint16_t sqid, const struct nvme_cmd *cmd,
                     uint16_t status);

@@ -93,6 +93,7 @@ uint16_t nvme_admin(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd, uint32_t
   case EVENT_REQUEST:
     return nvme_event_request(ctrl, cmd);
   case KEEP_ALIVE:
+    nvme_keep_alive(ctrl);
     return 0;
   case FORMAT:
     return format(ctrl, cmd);

@@ -251,6 +251,20 @@ static uint16_t set_vector(struct nvme_ctrl *ctrl, uint32_t dw11) {
   return found ? 0 : NVME_INVALID_FIELD | NVME_DNR;
 }
 
+void nvme_keep_alive(struct nvme_ctrl *ctrl) { ctrl->kept_alive_ns = nvme_now(); }
+
+/* 7.12: once it is set, the client has to say that it is there. */
+void nvme_check_alive(struct nvme_ctrl *ctrl) {
+  const struct nvme_cmd none = {.cid = 0xffff, .nsid = NVME_ALL};
+  uint64_t n_units = (ctrl->features.keep_alive + NVME_KEEP_ALIVE_UNIT_MS - 1ull) /
+                     NVME_KEEP_ALIVE_UNIT_MS;
+  uint64_t patience_ns = n_units * NVME_KEEP_ALIVE_UNIT_MS * 1000000;
+  if (!patience_ns || ctrl->csts & NVME_CSTS_SHST || nvme_now() - ctrl->kept_alive_ns < patience_ns)
+    return;
+  nvme_log_error(ctrl, 0, &none, NVME_KEEP_ALIVE_EXPIRED);
+  nvme_fail(ctrl, "fatal: the client did not keep the controller alive");
+}
+
 static uint16_t set_dword(struct nvme_ctrl *ctrl, uint8_t feature, uint32_t value) {
   if (feature == POWER && value & 31) /* there is power state 0 */
     return NVME_INVALID_FIELD | NVME_DNR;
@@ -258,6 +272,8 @@ static uint16_t set_dword(struct nvme_ctrl *ctrl, uint8_t feature, uint32_t valu
     for (uint32_t i = 0; i < ctrl->nvme->n_namespaces; i++)
       nvme_ns_flush(&ctrl->nvme->namespaces[i]);
   *dword_of(&ctrl->features, feature) = value;
+  if (feature == KEEP_ALIVE)
+    nvme_keep_alive(ctrl);
   if (feature == EVENTS)
     nvme_check_temperature(ctrl);
   return 0;

@@ -53,6 +53,7 @@ static void identify_ctrl(const struct nvme *nvme, unsigned char *data) {
   put16(data, 78, CONTROLLER_ID);
   put32(data, 80, NVME_VERSION);
   put32(data, 92, 0x100);            /* events: namespace attributes */
+  put32(data, 96, 0x1);              /* host identifiers of 128 bits */
   data[111] = 1;                     /* an I/O controller */
   put16(data, 256, 0x2);             /* format NVM; no namespace management, no firmware */
   data[258] = 3;                     /* four aborts at a time */
@@ -62,11 +63,11 @@ static void identify_ctrl(const struct nvme *nvme, unsigned char *data) {
   data[262] = NVME_N_ERRORS - 1;
   put16(data, 266, 343);             /* kelvin: a warning, critical */
   put16(data, 268, 373);
-  put16(data, 320, 10);              /* keep alive, in units of 1 s */
+  put16(data, 320, NVME_KEEP_ALIVE_UNIT_MS / 100);
   data[512] = 0x66;                  /* queue entries, lg2: of 64 bytes */
   data[513] = 0x44;                  /* and of 16 */
   put32(data, 516, nvme->n_namespaces ? nvme->namespaces[nvme->n_namespaces - 1].id : 0);
-  put16(data, 520, 0xcd);            /* compare, dataset, write zeroes, timestamp, verify */
+  put16(data, 520, 0xdd);            /* compare, dataset, write zeroes, select, timestamp, verify */
   data[524] = 0;                     /* format is of a single namespace too */
   data[525] = 0x7;                   /* a write cache, which flush with all ones flushes too */
   put32(data, 536, 0x00010001);      /* SGLs, of any alignment, with bit buckets */

@@ -81,9 +81,13 @@ static int poll_coalesced(struct nvme_ctrl *ctrl) {
 
 /* ---- completions ------------------------------------------------------------------------------ */
 
+/* From one place in a ring to another. */
+static uint32_t distance(uint32_t from, uint32_t to, uint32_t size) {
+  return to >= from ? to - from : to + size - from;
+}
+
 static uint32_t room_of(const struct nvme_cq *cq) {
-  uint32_t n_used = (cq->tail + cq->size - cq->head) % cq->size;
-  return cq->size - 1 - n_used;
+  return cq->size - 1 - distance(cq->head, cq->tail, cq->size);
 }
 
 /* The tail goes ahead with every entry of the batch, which is written later. */
@@ -210,6 +214,18 @@ static int serve(struct nvme_ctrl *ctrl, uint16_t sqid) {
 
 /* ---- doorbells -------------------------------------------------------------------------------- */
 
+/* As far as there is room for commands. */
+static int is_tail(const struct nvme_sq *sq, uint32_t value) {
+  return value < sq->size && distance(sq->tail, value, sq->size) <
+                                 sq->size - distance(sq->head, sq->tail, sq->size);
+}
+
+/* As far as completions were written. */
+static int is_head(const struct nvme_cq *cq, uint32_t value) {
+  return value < cq->size && distance(cq->head, value, cq->size) <=
+                                 distance(cq->head, cq->tail, cq->size) - cq->n_batched;
+}
+
 /* What a client may write is what lies ahead, within the queue; else 5.2: tell it. */
 static void take_doorbell(struct nvme_ctrl *ctrl, unsigned i, uint32_t value) {
   struct nvme_sq *sq = &ctrl->sqs[i / 2];
@@ -219,7 +235,7 @@ static void take_doorbell(struct nvme_ctrl *ctrl, unsigned i, uint32_t value) {
     nvme_event(ctrl, NVME_EVENT_ERROR, 0, 1);
     return;
   }
-  if (value >= (is_cq ? cq->size : sq->size)) {
+  if (!(is_cq ? is_head(cq, value) : is_tail(sq, value))) {
     nvme_event(ctrl, NVME_EVENT_ERROR, 1, 1);
     return;
   }
@@ -263,6 +279,8 @@ int nvme_queues_poll(struct nvme_ctrl *ctrl) {
     n += nvme_complete_delayed(ctrl);
   if (ctrl->n_waiting && ctrl->ready)
     n += nvme_pages_poll(ctrl);
+  if (ctrl->features.keep_alive && ctrl->ready)
+    nvme_check_alive(ctrl);
   return n + poll_coalesced(ctrl);
 }
 

@@ -225,6 +225,9 @@ async def test_identify_controller(nvme):
     assert data[77] == 7
     assert struct.unpack_from("<I", data, 80)[0] == 0x00010400
     assert (data[512], data[513]) == (0x66, 0x44)
+    assert data[96] & 1  # host identifiers of 128 bits, which the feature takes
+    assert struct.unpack_from("<H", data, 520)[0] == 0xDD
+    assert struct.unpack_from("<H", data, 320)[0] == 1
     assert struct.unpack_from("<I", data, 516)[0] == 1
     assert data[768:].startswith(b"nqn.")
 
@@ -521,6 +524,43 @@ async def test_doorbells_that_lead_nowhere_are_events(nvme):
     nvme.io_queue(1, depth=4)
     nvme.write32(c.DOORBELLS + 8, 4)
     assert next_event(nvme) == (0, 1, 1)
+
+
+async def test_completions_that_were_not_written_cannot_be_taken(nvme):
+    queue = nvme.io_queue(1, depth=8)
+    queue.run(c.FLUSH, nsid=1)
+    ask_for_event(nvme)
+    nvme.write32(c.DOORBELLS + 12, 2)  # there was one
+    assert next_event(nvme) == (0, 1, 1)
+    queue.put(c.FLUSH, nsid=1)
+    queue.ring()
+    assert nvme.until(queue.poll).status == 0
+    nvme.write32(c.DOORBELLS + 12, 2)
+    assert nvme.admin.run(c.KEEP_ALIVE).status == 0
+
+
+async def test_no_more_commands_than_the_queue_has_room_for(nvme):
+    queue = Queue(nvme, 1, depth=8)
+    assert nvme.create_cq(queue, cdw10=2 << 16 | 1) == 0  # three entries
+    assert nvme.create_sq(queue) == 0
+    for _ in range(6):
+        queue.put(c.FLUSH, nsid=1)
+    queue.ring()
+    nvme.until(lambda: nvme.read(queue.cq + 16 + 14, 2) != bytes(2))  # two are done, four wait
+    ask_for_event(nvme)
+    nvme.write32(c.DOORBELLS + 8, 4)  # as if six more had come
+    assert next_event(nvme) == (0, 1, 1)
+
+
+@pytest.mark.logs("did not keep the controller alive")
+async def test_a_controller_that_is_not_kept_alive_fails(nvme):
+    assert nvme.admin.run(c.SET_FEATURES, cdw10=0xF, cdw11=1).status == 0  # ms: rounded up to 100
+    assert nvme.admin.run(c.KEEP_ALIVE).status == 0
+    assert nvme.until(lambda: nvme.read32(c.CSTS) & 2)
+    nvme.disable()
+    nvme.start()
+    assert struct.unpack_from("<H", nvme.log(1, 64), 12)[0] >> 1 == 0x014
+    assert nvme.admin.run(c.GET_FEATURES, cdw10=0xF).result == 0
 
 
 async def test_no_more_than_four_event_requests(nvme):
