@@ -166,7 +166,7 @@ int nvme_ns_flush(struct nvme_ns *ns);
 #define NVME_MAX_QUEUES 1024 /* I/O queues, with the admin queue one more */
 #define NVME_BURST 64        /* commands of one queue before the next has its turn, */
 #define NVME_BURST_BYTES (1u << 20) /* or as many as move so much */
-#define NVME_BATCH 8         /* completions that are written together */
+#define NVME_BATCH 16        /* completions that are written together */
 
 struct nvme_cq {
   uint64_t base;
