@@ -6,6 +6,9 @@ left.
 
 import ast
 import graphlib
+import re
+import sys
+import tomllib
 from itertools import chain
 from pathlib import Path
 
@@ -77,17 +80,19 @@ MODULES = {
 }
 
 
-def imports_of(module):
-    """The modules of ours that a module names in its imports, wherever they stand in it."""
+def imported(module):
+    """The modules that a module names in its imports, wherever they stand in it."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno}: imports are absolute here"
-            names = [_imported_module(node.module, alias.name) for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "iommufs")
+            yield from (_imported_module(node.module, alias.name) for alias in node.names)
+
+
+def imports_of(module):
+    """Those of ours."""
+    return (name for name in imported(module) if name.split(".")[0] == "iommufs")
 
 
 def _imported_module(base, name):
@@ -111,6 +116,15 @@ def test_imports_go_down(module):
     others = {name for name in imports_of(module) if room_of(name) != room}
     assert {name for name in others if PLACE[room_of(name)] >= PLACE[room]} == set()
     assert room not in ONLY or others <= ONLY[room]
+
+
+def test_what_others_ship_is_declared():
+    """Else it works wherever it happens to be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    known = {"iommufs", *sys.stdlib_module_names, *declared}
+    found = {name.split(".")[0] for module in MODULES for name in imported(module)}
+    assert found - known == set()
 
 
 def test_no_circle_of_imports():
