@@ -88,12 +88,9 @@ class Caller:
         if not data:
             return
         job = await jobs.finish(lib.iofs_job_client_write(self.tid, address, data, len(data)))
-        try:
-            done = max(lib.iofs_job_result(job), 0)
-        finally:
-            lib.iofs_job_free(job)
+        done = lib.iofs_job_free(job)
         if done < len(data):
-            raise UapiError(errno.EFAULT, f"client memory at {address + done:#x}")
+            raise UapiError(errno.EFAULT, f"client memory at {address + max(done, 0):#x}")
 
     def _status(self, key: str) -> str:
         if not self._status_text:

@@ -5,10 +5,10 @@ vfio_device_fops_unl_ioctl()). What the numbers mean is in tables.py.
 """
 
 import errno
-import inspect
+from types import CoroutineType
 from typing import Any
 
-from iommufs import jobs, tables, uapi
+from iommufs import jobs, tables
 from iommufs._native import ffi
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
@@ -17,6 +17,9 @@ from iommufs.tables import Payload, Row
 from iommufs.ucmd import Ucmd
 
 ZEROS = bytes(1 << 16)
+
+# A member of an Enum takes a while to find.
+VALUE, SIZED = Payload.VALUE, Payload.SIZED
 
 
 async def ioctl(file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes = b"") -> int:
@@ -28,42 +31,42 @@ async def ioctl(file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes
     reader = Reader(caller, arg, prefetched)
     try:
         if file.table == "iommufd":
-            return await _iommufd_ioctl(file, reader, cmd)
+            if _is_in_range(file, cmd) and len(prefetched) < 4:
+                await reader.read(4)  # before the number is looked up: EFAULT wins over ENOTTY
+            return await _carry_out(_iommufd_row(file, cmd), file, reader)
         if file.table == "vfio":
             file.check_ioctl(cmd)
             with file.awake():
-                return await _vfio_ioctl(tables.VFIO_DEVICE, file, reader, cmd)
+                return await _carry_out(tables.VFIO_DEVICE.get(cmd), file, reader)
         if file.table == "mediated":
             file.check_ioctl(cmd)
-            return await _vfio_ioctl(tables.VFIO_MEDIATED, file, reader, cmd)
+            return await _carry_out(tables.VFIO_MEDIATED.get(cmd), file, reader)
         if file.table == "group":
-            return await _vfio_ioctl(tables.VFIO_GROUP, file, reader, cmd)
+            return await _carry_out(tables.VFIO_GROUP.get(cmd), file, reader)
         if file.table == "migration":
-            return await _vfio_ioctl(tables.VFIO_MIGRATION, file, reader, cmd)
+            return await _carry_out(tables.VFIO_MIGRATION.get(cmd), file, reader)
     except MemoryError as error:
         raise UapiError(errno.ENOMEM, str(error)) from error
     raise UapiError(errno.ENOTTY, f"{cmd:#x}: the file has no ioctls")
 
 
 class Reader:
-    """The client's memory at the argument, of which the beginning may be here already."""
+    """The client's memory at the argument; `head` is what is here already of its beginning."""
 
     def __init__(self, caller: Caller, arg: int, prefetched: bytes) -> None:
         self.caller = caller
         self.arg = arg
-        self._head = prefetched
+        self.head = prefetched
 
-    async def first(self, length: int) -> bytes:
-        """The first bytes; EFAULT."""
-        if len(self._head) < length:
-            self._head = await self.caller.read(self.arg, length)
-        return self._head[:length]
+    async def read(self, length: int) -> None:
+        """Make `head` the first bytes, more than are here; EFAULT."""
+        self.head = await self.caller.read(self.arg, length)
 
     async def check_zeros(self, start: int, end: int) -> None:
         """E2BIG if a byte in [start, end) is not 0, EFAULT if one before it cannot be read."""
         if self.arg + end - 1 > USER_LAST:
             raise UapiError(errno.EFAULT, "the structure passes the end of user addresses")
-        known = self._head[start:end]
+        known = self.head[start:end]
         if known.strip(b"\0"):
             raise UapiError(errno.E2BIG, "unknown trailing bytes are not 0")
         at = start + len(known)
@@ -78,54 +81,49 @@ class Reader:
             await jobs.let_others()  # up to 4 GiB: others get their turn
 
 
-async def _iommufd_ioctl(file: Any, reader: Reader, cmd: int) -> int:
-    nr = cmd & 0xFF
+def _is_in_range(file: Any, cmd: int) -> bool:
     last = tables.IOMMUFD_TEST_LAST_NR if file.test_ops else tables.IOMMUFD_LAST_NR
-    if tables.IOMMUFD_FIRST_NR <= nr <= last:
-        await reader.first(4)  # before the number is looked up: EFAULT wins over ENOTTY
-        row = tables.IOMMUFD.get(cmd)
-        if row is None and file.test_ops:
-            row = tables.IOMMUFD_TEST.get(cmd)
+    return tables.IOMMUFD_FIRST_NR <= cmd & 0xFF <= last
+
+
+def _iommufd_row(file: Any, cmd: int) -> Row | None:
+    if not _is_in_range(file, cmd):
+        return tables.IOMMUFD_VFIO.get(cmd)
+    row = tables.IOMMUFD.get(cmd)
+    return tables.IOMMUFD_TEST.get(cmd) if row is None and file.test_ops else row
+
+
+async def _carry_out(row: Row | None, file: Any, reader: Reader) -> int:
+    if row is None:
+        raise UapiError(errno.ENOTTY, "the number is not in the table")
+    if row.payload is VALUE:
+        ucmd = Ucmd(reader.caller, file, reader.arg)
     else:
-        row = tables.IOMMUFD_VFIO.get(cmd)
-    if row is None:
-        raise UapiError(errno.ENOTTY, f"{cmd:#x} is not in the table")
-    return await _call(row, await _read(row, file, reader))
-
-
-async def _vfio_ioctl(table: dict[int, Row], file: Any, reader: Reader, cmd: int) -> int:
-    row = table.get(cmd)
-    if row is None:
-        raise UapiError(errno.ENOTTY, f"{cmd:#x} is not in the table")
-    return await _call(row, await _read(row, file, reader))
+        ucmd = await _read(row, file, reader)
+    result = row.handler(ucmd)
+    if isinstance(result, CoroutineType):
+        result = await result
+    return result or 0
 
 
 async def _read(row: Row, file: Any, reader: Reader) -> Ucmd:
     """Read the argument as the row says: EFAULT, EINVAL, E2BIG."""
-    if row.payload is Payload.VALUE:
-        return Ucmd(reader.caller, file, reader.arg)
-    if row.payload is Payload.SIZED:
-        user_size = int.from_bytes(await reader.first(4), "little")
-        _check_min_size(row, user_size)
-        if user_size > row.size:
-            await reader.check_zeros(row.size, user_size)
-        data = await reader.first(min(user_size, row.size))
-    else:
-        data = await reader.first(row.min_size)
-        user_size = int.from_bytes(data[:4], "little")
-        _check_min_size(row, user_size)
-    cmd = uapi.new(row.struct)
-    ffi.buffer(cmd)[: len(data)] = data
-    return Ucmd(reader.caller, file, reader.arg, cmd, user_size)
-
-
-def _check_min_size(row: Row, user_size: int) -> None:
+    is_sized = row.payload is SIZED
+    least = 4 if is_sized else row.min_size
+    if len(reader.head) < least:
+        await reader.read(least)
+    user_size = int.from_bytes(reader.head[:4], "little")
     if user_size < row.min_size:
         raise UapiError(errno.EINVAL, f"{row.struct} of {user_size} < {row.min_size} bytes")
-
-
-async def _call(row: Row, ucmd: Ucmd) -> int:
-    result = row.handler(ucmd)
-    if inspect.isawaitable(result):
-        result = await result
-    return result or 0
+    length = least
+    if is_sized:
+        length = row.size
+        if user_size > length:
+            await reader.check_zeros(length, user_size)
+        elif user_size < length:
+            length = user_size
+        if len(reader.head) < length:
+            await reader.read(length)
+    cmd = ffi.new(row.pointer)
+    ffi.memmove(cmd, reader.head, length)
+    return Ucmd(reader.caller, file, reader.arg, cmd, user_size)

@@ -138,8 +138,7 @@ class FdReturner:
         if not await may_return_fd(caller, cmd, arg):
             return None
         await _releases_done()
-        await self._files.settle()
-        return await result_of(file, caller, cmd, arg, compat=bool(notice.compat))
+        return await result_of(self._files, file, caller, cmd, arg, compat=bool(notice.compat))
 
     def _file_of(self, caller: NotifiedCaller, fd: int) -> Any | None:
         try:

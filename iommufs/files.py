@@ -53,6 +53,10 @@ class OpenFiles:
         except KeyError:
             raise UapiError(errno.EBADF, f"no open file {fh}") from None
 
+    def find(self, fh: int) -> Any | None:
+        """The open file with a number; None: it is nobody's any more."""
+        return self._files.get(fh)
+
     def add(self, open_file: Any) -> int:
         """A new number for a file, which may have others: it is released once for each."""
         fh = next(self._numbers)

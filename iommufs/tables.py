@@ -8,6 +8,7 @@ one row here, one handler, one test. How rows are carried out: dispatch.py.
 import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from iommufs import uapi
@@ -64,9 +65,14 @@ class Row:
     min_size: int = 0
     payload: Payload = Payload.VALUE
 
-    @property
+    @cached_property
     def size(self) -> int:
         return uapi.sizeof(self.struct) if self.struct else 0
+
+    @cached_property
+    def pointer(self) -> Any:
+        """The type of a pointer to the structure."""
+        return uapi.pointer_to(self.struct)
 
 
 def sized(number: int, struct: str, last: str, handler: Callable[..., Any]) -> Row:

@@ -4,6 +4,7 @@ Every constant is an attribute here under its C name (`uapi.IOMMU_IOAS_MAP`), st
 Structures are named without `struct`.
 """
 
+import functools
 from typing import Any
 
 from iommufs._native import ffi, lib
@@ -31,6 +32,11 @@ def new(struct_name: str, **fields: Any) -> Any:
     return ffi.new(f"struct {struct_name} *", fields)
 
 
+def pointer_to(struct_name: str) -> Any:
+    """The cffi type of a pointer to a structure."""
+    return ffi.typeof(f"struct {struct_name} *")
+
+
 def sizeof(struct_name: str) -> int:
     """Bytes, padding at the end included, a flexible array not."""
     return ffi.sizeof(f"struct {struct_name}")
@@ -52,6 +58,13 @@ def field_size(struct_name: str, field: str) -> int:
     for name in field.split("."):
         kind = _fields(kind)[name]
     return 0 if kind.kind == "array" and kind.length is None else ffi.sizeof(kind)
+
+
+@functools.cache
+def field_range(kind: Any, name: str) -> tuple[int, int]:
+    """Start and end, in bytes, of a field of a structure, given by its cffi type."""
+    start = ffi.offsetof(kind, name)
+    return start, start + ffi.sizeof(_fields(kind)[name])
 
 
 def _fields(kind: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ to the handler. The client's memory may change at any time; `cmd` is our copy an
 
 from typing import Any
 
+from iommufs import uapi
 from iommufs._native import ffi
 from iommufs.caller import Caller
 
@@ -33,8 +34,8 @@ class Ucmd:
 
         A handler that made something does this last, and unmakes it if this raises.
         """
-        size = min(self.user_size, ffi.sizeof(self.cmd[0]))
-        await self.caller.write(self.arg, bytes(ffi.buffer(self.cmd, size)))
+        known = ffi.buffer(self.cmd)
+        await self.caller.write(self.arg, known[: self.user_size])
 
     async def respond_with_fd(self, open_file: Any, field: str) -> None:
         """Give the client a descriptor of an open file of ours, its number in a field; respond.
@@ -61,8 +62,5 @@ class Ucmd:
 
     async def write_field(self, name: str) -> None:
         """Write one field of the structure back; EFAULT."""
-        kind = ffi.typeof(self.cmd).item
-        offset = ffi.offsetof(kind, name)
-        size = ffi.sizeof(dict(kind.fields)[name].type)
-        data = bytes(ffi.buffer(self.cmd, ffi.sizeof(kind)))[offset : offset + size]
-        await self.caller.write(self.arg + offset, data)
+        start, end = uapi.field_range(ffi.typeof(self.cmd).item, name)
+        await self.caller.write(self.arg + start, ffi.buffer(self.cmd)[start:end])

@@ -316,7 +316,8 @@ int64_t iofs_job_result(const struct iofs_job *job); /* client: bytes moved or -
 const void *iofs_job_data(const struct iofs_job *job);
 const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job);
 const struct iofs_dma_fault *iofs_job_faults(const struct iofs_job *job); /* of each span */
-void iofs_job_free(struct iofs_job *job); /* a running job is freed by its thread when it ends */
+/* Its result. One that is running is freed by its thread when it ends. */
+int64_t iofs_job_free(struct iofs_job *job);
 
 /* 1: the thread is gone, or ends as soon as it no longer waits in the kernel. */
 int iofs_client_is_dying(int tid);

@@ -391,7 +391,8 @@ const struct iofs_dma_fault *iofs_job_fault(const struct iofs_job *job) { return
 
 const struct iofs_dma_fault *iofs_job_faults(const struct iofs_job *job) { return faults_of(job); }
 
-void iofs_job_free(struct iofs_job *job) {
+int64_t iofs_job_free(struct iofs_job *job) {
+  int64_t result = job->result;
   eventfd_t one;
   pthread_mutex_lock(&lock);
   if (job->state == RUNNING) {
@@ -406,4 +407,5 @@ void iofs_job_free(struct iofs_job *job) {
   pthread_mutex_unlock(&lock);
   if (job)
     destroy(job);
+  return result;
 }

@@ -111,17 +111,16 @@ class IoctlPump:
         scope = self._waiting[unique] = trio.CancelScope()
         self._nursery.start_soon(self._finish, scope, unique, jobs.Rest(coroutine))
 
-    async def _carry_out(self, taken: Any) -> int:
-        """`taken` is looked at before the first wait only."""
-        try:
-            file = self._files[taken.fh]
-        except UapiError as error:
-            return -error.errno
-        caller = Caller(taken.tid, taken.uid, taken.gid)
-        prefetched = ffi.buffer(taken.payload, taken.prefetched)[:]
-        request = (file, caller, taken.cmd, taken.arg, prefetched, bool(taken.compat))
-        await self._files.settle()
-        return await result_of(*request)
+    def _carry_out(self, taken: Any) -> Coroutine[Any, Any, int]:
+        return result_of(
+            self._files,
+            self._files.find(taken.fh),
+            Caller(taken.tid, taken.uid, taken.gid),
+            taken.cmd,
+            taken.arg,
+            ffi.buffer(taken.payload)[: taken.prefetched],
+            bool(taken.compat),
+        )
 
     async def _finish(self, scope: trio.CancelScope, unique: int, rest: jobs.Rest) -> None:
         result = -errno.EINTR
@@ -132,10 +131,22 @@ class IoctlPump:
 
 
 async def result_of(
-    file: Any, caller: Caller, cmd: int, arg: int, prefetched: bytes = b"", compat: bool = False
+    files: OpenFiles,
+    file: Any,
+    caller: Caller,
+    cmd: int,
+    arg: int,
+    prefetched: bytes = b"",
+    compat: bool = False,
 ) -> int:
-    """Carry out an ioctl on one of our open files; its result or -errno, never an exception."""
+    """Carry out an ioctl on one of our open files; its result or -errno, never an exception.
+
+    file  None: it is not open any more
+    """
     try:
+        if file is None:
+            raise UapiError(errno.EBADF, "the file is closed")
+        await files.settle()
         if compat and file.table == "iommufd":
             raise UapiError(errno.ENOTTY, "iommufd has no ioctls for 32-bit callers")
         return await dispatch.ioctl(file, caller, cmd, arg, prefetched)
