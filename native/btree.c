@@ -18,7 +18,7 @@
 
 #include "alloc.h"
 
-#define FANOUT 31 /* 2^5 - 1: found with five comparisons */
+#define FANOUT 31 /* seven groups of four and one of three, see search() */
 #define SPARSE 8  /* a node with fewer entries is merged with a neighbour, if they fit into one */
 #define CACHE_LINE 64
 #define AHEAD 4
@@ -69,11 +69,18 @@ static inline void fetch_ahead(const struct btree_node *leaf, unsigned slot, uin
   __builtin_prefetch((const char *)leaf->entry[slot + AHEAD] + CACHE_LINE);
 }
 
-/* The first entry that ends at `at` or later; n: none. */
+/* The first entry that ends at `at` or later; n: none. Two rounds of comparisons that need not wait for
+ * each other, instead of five that do. */
 static inline unsigned search(const struct btree_node *node, uint64_t at) {
-  unsigned i = 0;
-  for (unsigned step = (FANOUT + 1) / 2; step; step /= 2)
-    i += node->last[i + step - 1] < at ? step : 0;
+  unsigned i = 0, more = 0;
+#pragma GCC unroll 8
+  for (unsigned last_of_four = 3; last_of_four < FANOUT; last_of_four += 4)
+    i += node->last[last_of_four] < at;
+  i *= 4;
+#pragma GCC unroll 4
+  for (unsigned k = 0; k < 3; k++)
+    more += node->last[i + k] < at;
+  i += more;
   return i < node->n ? i : node->n;
 }
 
