@@ -211,7 +211,7 @@ def _run_server(
     try:
         host = None if name is None else Host(name)
     except ConnectError as error:
-        front.send(os.fsencode(f"failed {error}"))
+        launcher.give_up(front, link, str(error))
         return launcher.FAILED
     return RunServer(front, link, client, functools.partial(_serve_run, wanted, host), host).run()
 
@@ -310,6 +310,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
     except launcher.LaunchError as error:
         _fail(str(error), launcher.FAILED if is_run else 1)
+    except ImportError as error:
+        _fail(launcher.not_whole(error), 1)
     except OSError as error:  # no more processes, a full disk behind stdout, …
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         _fail(str(what), launcher.FAILED if is_run else 1)

@@ -10,9 +10,9 @@ last of them, the front already with the client.
                                                   server: a session of its own, no terminal
 
 Messages: server → front `client PID`, `stopped SIGNAL`, `exited STATUS ALONE`, `failed WHY`;
-`listener DEVICE` with the same listener and its ledger (standin.py);
-server → client `ready`; client → server `failed WHY`, or `listener` with the listener of the filter
-for ioctls that return descriptors, or `unfiltered WHY`.
+`listener DEVICE` with the same listener and its ledger (standin.py); server → client `ready`, or
+`failed` when the front has been told why; client → server `failed WHY`, or `listener` with the
+listener of the filter for ioctls that return descriptors, or `unfiltered WHY`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def say(text: str) -> None:
         print(f"iommufs: {text}", file=sys.stderr, flush=True)
 
 
+def not_whole(error: ImportError) -> str:
+    """The one line for who lacks a package, a library of C or our own extension."""
+    return f"the installation is not whole: {' '.join(str(error).split())}"
+
+
 def launch(command: list[str], run_server: RunServer, enter: Enter = enter_server) -> int:
     """Run a command to its end; returns its exit status, 128 + signal if it was killed by one.
 
@@ -88,7 +93,8 @@ def launch(command: list[str], run_server: RunServer, enter: Enter = enter_serve
             os._exit(exit_code)
     server.close()
     _close_files_except(front.fileno())
-    return Front(front, pid).run()
+    with front:
+        return Front(front, pid).run()
 
 
 def check_machine() -> None:
@@ -258,7 +264,18 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer, e
     _close_files_except(front.fileno(), mine.fileno(), *kept)
     signal.pthread_sigmask(signal.SIG_SETMASK, client.mask)
     gc.disable()  # while all is being made there is nothing to collect (run_server.py)
-    return run_server(front, mine, pid)
+    try:
+        return run_server(front, mine, pid)
+    except ImportError as error:
+        give_up(front, mine, not_whole(error))
+        return FAILED
+
+
+def give_up(front: socket.socket, link: socket.socket, why: str) -> None:
+    """The server's word to both that there will be no run."""
+    for end, message in (front, f"failed {why}"), (link, "failed"):
+        with contextlib.suppress(OSError):  # killed meanwhile
+            end.send(os.fsencode(message))
 
 
 # ---- the client ----------------------------------------------------------------------------------
@@ -285,8 +302,11 @@ class Client:
         """Wait for the tree, enter the namespace, become the command."""
         from iommufs import seccomp  # while the server is busy
 
-        if link.recv(16) != b"ready":
-            os._exit(FAILED)  # the server has said why
+        word = link.recv(16)
+        if word != b"ready":
+            if not word:
+                say("the server ended before the command began")
+            os._exit(FAILED)  # or else the server has said why
         try:
             namespace.enter_client()
         except OSError as error:

@@ -11,7 +11,7 @@ import trio
 
 from iommufs import logs, namespace, standin
 from iommufs.connect import Host
-from iommufs.launcher import FAILED
+from iommufs.launcher import FAILED, give_up
 
 log = logs.get(__name__)
 
@@ -56,7 +56,7 @@ class RunServer:
         else:
             log.debug("the server did not start", exc_info=error)
             text = str(error) or type(error).__name__
-            self._tell_front(f"failed {' '.join(text.split())}")
+            give_up(self.front, self.link, " ".join(text.split()))
         return FAILED
 
     async def _main(self) -> None:

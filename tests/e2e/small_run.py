@@ -8,6 +8,8 @@ ioctls fail with EPROTO if they came by the filter, else ENOTTY.
 """
 
 import functools
+import os
+import signal
 import sys
 
 from iommufs import launcher, uapi
@@ -120,6 +122,10 @@ async def fail(tree, ready, take_listener):
     raise OSError("the tree cannot be made")
 
 
+async def die(tree, ready, take_listener):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run_server(serve, front, link, client):
     from iommufs import logs
     from iommufs.run_server import RunServer
@@ -131,8 +137,8 @@ def run_server(serve, front, link, client):
 if __name__ == "__main__":
     command = sys.argv[1:]
     chosen = serve
-    if command[0] == "--fail":
-        chosen, command = fail, command[1:]
+    if command[0] in ("--fail", "--die"):
+        chosen, command = {"--fail": fail, "--die": die}[command[0]], command[1:]
     try:
         sys.exit(launcher.launch(command, functools.partial(run_server, chosen)))
     except launcher.LaunchError as error:

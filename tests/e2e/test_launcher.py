@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import our_mounts
+from tests.e2e.conftest import ROOT, our_mounts
 
 pytestmark = pytest.mark.mount
 
@@ -71,6 +71,9 @@ def test_a_server_that_cannot_start_is_one_line_and_the_command_does_not_run(run
     result = runs.run("--fail", "echo", "ran")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "iommufs: the tree cannot be made\n"
+    result = runs.run("--die", "echo", "ran")
+    assert (result.returncode, result.stdout) == (125, "")
+    assert result.stderr == "iommufs: the server ended before the command began\n"
 
 
 def test_a_name_that_is_no_text_is_one_line_too():
@@ -78,6 +81,26 @@ def test_a_name_that_is_no_text_is_one_line_too():
     result = subprocess.run(command, capture_output=True, timeout=LONG)
     assert result.returncode == 125
     assert result.stderr == b"iommufs: no\\udcffsuch: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", [["run", "true"], ["devices"]])
+def test_an_installation_that_is_not_whole_is_one_line(tmp_path, command):
+    (tmp_path / "trio.py").write_text("raise ImportError('libtrio.so: not found')")
+    result = subprocess.run(
+        [sys.executable, "-m", "iommufs.cli", *command],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        text=True,
+        timeout=LONG,
+    )
+    assert result.returncode == (125 if command[0] == "run" else 1)
+    assert result.stderr == "iommufs: the installation is not whole: libtrio.so: not found\n"
+
+
+def test_nothing_is_left_unclosed(runs):
+    runs.environment["PYTHONDEVMODE"] = "1"
+    result = runs.run("/bin/true")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 # ---- files, environment, signals ----
