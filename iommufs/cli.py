@@ -130,6 +130,7 @@ def mount(
         )
 
     logs.configure(log_level)
+    server.raise_descriptor_limit()
     try:
         host = None if name is None else Host(name)
         trio.run(_serve_mount, machine.load(config, devices), directory, host)
@@ -227,6 +228,7 @@ async def _serve_run(
     from iommufs.fdreturn import FdReturner
     from iommufs.machine_links import add_machine_links
 
+    server.raise_descriptor_limit()
     made = machine.load(*wanted)
     add_machine_links(made.root)
     returners: list[FdReturner] = []

@@ -66,8 +66,8 @@ def _mount_as_user(path: str) -> Callable[[], None]:
     return unmount
 
 
-def _raise_descriptor_limit() -> None:
-    """Each eventfd and each source of memory of a client is a descriptor of ours."""
+def raise_descriptor_limit() -> None:
+    """Each function, each eventfd and each source of memory of a client is a descriptor of ours."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -87,7 +87,7 @@ async def serve(
     tasks          run beside it and end with it
     on_operations  gets the operations before anything is served
     """
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     fast.enable(os.environ.get("IOMMUFS_FAST") != "0")
     unmount = mount(path)
     try:
@@ -112,4 +112,4 @@ async def serve(
             open_file.release()
 
 
-__all__ = ["MountError", "mount", "serve"]
+__all__ = ["MountError", "mount", "raise_descriptor_limit", "serve"]

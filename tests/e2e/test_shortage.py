@@ -82,3 +82,9 @@ def test_the_server_takes_the_hard_limit_and_leaves_the_client_its_own():
     assert result.returncode == 0
     # The kernel wakes us through so many ways at once and no more; the server says so, once.
     assert [line.count("tied more than 500 times") for line in result.stderr.splitlines()] == [1]
+
+
+def test_a_machine_may_need_more_descriptors_than_a_program_is_given():
+    command = "import os, resource; print(len(os.listdir('/dev/vfio/devices')))"
+    result = run(20, 1 << 12, command)
+    assert (result.stdout, result.stderr) == ("7\n", "")
