@@ -2,21 +2,16 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
-#include <time.h>
 
 #include "alloc.h"
 #include "device_host.h"
-
-/* A route that changed waits that long for what is under way, which is a matter of microseconds once
- * its thread runs; unless it is stuck in memory that the client itself keeps from being written. */
-#define NAP_NS 20000l
-#define MAX_NAPS 500
+#include "flight.h"
 
 struct iofs_route {
   _Atomic uint32_t refs;
   pthread_mutex_t lock;
   struct iofs_domain *domain; /* NULL: nowhere */
-  _Atomic uint32_t n_users[2]; /* threads that do DMA, by the phase in which they began */
+  struct flights users[2]; /* threads that do DMA, by the phase in which they began */
   unsigned phase;              /* each change begins the other one */
 };
 
@@ -31,12 +26,6 @@ struct iofs_route *iofs_route_new(void) {
 
 void route_get(struct iofs_route *route) { route->refs++; }
 
-static void wait_for_users(const _Atomic uint32_t *n_users) {
-  const struct timespec nap = {0, NAP_NS};
-  for (int i = 0; i < MAX_NAPS && *n_users; i++)
-    nanosleep(&nap, NULL);
-}
-
 void iofs_route_set(struct iofs_route *route, struct iofs_domain *domain) {
   if (domain)
     iofs_domain_get(domain);
@@ -46,7 +35,7 @@ void iofs_route_set(struct iofs_route *route, struct iofs_domain *domain) {
   route->domain = domain;
   route->phase ^= 1;
   pthread_mutex_unlock(&route->lock);
-  wait_for_users(&route->n_users[phase]);
+  flights_wait(&route->users[phase]);
   if (old)
     iofs_domain_put(old);
 }
@@ -70,7 +59,7 @@ static struct iofs_domain *hold_domain(struct life *life) {
   if ((life->dma.domain = route->domain)) {
     iofs_domain_get(route->domain);
     life->dma.phase = route->phase;
-    route->n_users[route->phase]++;
+    life->dma.place = flight_begin(&route->users[route->phase]);
   }
   pthread_mutex_unlock(&route->lock);
   return life->dma.domain;
@@ -81,7 +70,7 @@ void device_dma_rest(struct life *life) {
     return;
   iofs_domain_put(life->dma.domain);
   life->dma.domain = NULL;
-  life->route->n_users[life->dma.phase]--;
+  flight_end(&life->route->users[life->dma.phase], life->dma.place);
 }
 
 /* Whether the client may be asked for what was missed. */

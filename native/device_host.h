@@ -104,6 +104,7 @@ struct life {
   struct { /* what the thread holds while it does DMA; domain: NULL if it does not */
     struct iofs_domain *domain;
     unsigned phase; /* of the route */
+    int place;      /* among its users */
   } dma;
   struct page_request pages[IOMMUFS_PAGE_REQUESTS];
 };

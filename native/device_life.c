@@ -8,10 +8,8 @@
 #define _GNU_SOURCE
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -20,6 +18,7 @@
 
 #include "alloc.h"
 #include "device_host.h"
+#include "flight.h"
 
 /* After work there is likely to be more soon: this long the thread looks again and again. */
 #define SPIN_NS 200000ull
@@ -457,24 +456,13 @@ int life_begin(struct iofs_device *device) {
   return 0;
 }
 
-/* Whether the thread waits for a page that a client serves by userfaultfd. */
-static int is_kept_waiting(const struct life *life) {
-  char path[64], where[64] = "";
-  snprintf(path, sizeof path, "/proc/self/task/%d/wchan", (int)life->thread);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t n = fd < 0 ? -1 : read(fd, where, sizeof where - 1);
-  if (fd >= 0)
-    close(fd);
-  return n > 0 && !strcmp(where, "handle_userfault");
-}
-
 /* With the lock held. */
 static void wait_for_end(struct life *life, const int *finished) {
   uint64_t end = now_ns() + PATIENCE_NS, now;
   while (!*finished && (now = now_ns()) < end) {
     struct timespec until = time_of(now + LOOK_NS);
     if (pthread_cond_timedwait(&life->wake, &life->device->lock, &until) && !*finished &&
-        is_kept_waiting(life))
+        is_kept_waiting(life->thread))
       break;
   }
 }

@@ -64,18 +64,18 @@ static int is_quick(const struct copy_list *list, uint64_t length) {
 /* Copy, with the lock of the domain held on entry and given back. */
 static int copy_and_unlock(struct iofs_domain *domain, struct copy_list *list, void *buf,
                            size_t length, int write, uint64_t *done) {
-  int err, quick = is_quick(list, length);
-  _Atomic uint32_t *n_flights = &domain->n_flights[domain->phase];
+  int err, place = 0, quick = is_quick(list, length);
+  struct flights *flights = &domain->flights[domain->phase];
   if (quick)
     err = copy_list_move(list, buf, write, done);
   else {
     copy_list_hold(list);
-    ++*n_flights;
+    place = flight_begin(flights);
   }
   pthread_rwlock_unlock(&domain->lock);
   if (!quick) {
     err = copy_list_move(list, buf, write, done);
-    --*n_flights;
+    flight_end(flights, place);
   }
   return err;
 }

@@ -6,13 +6,10 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 
 #include "alloc.h"
 #include "iopt.h"
 #include "stats.h"
-
-#define FLIGHT_NS 5000000 /* how long an unmap waits for DMA that began before it */
 
 static _Atomic uint64_t last_serial;
 
@@ -86,14 +83,7 @@ static int map(const struct iofs_iopt *iopt, struct iofs_domain *domain, const s
 }
 
 /* A device that was in the middle of it has done by the time the client learns that the range is
- * unmapped. Private memory that the client itself keeps from being written (userfaultfd) is not
- * waited for: Linux would have pinned it. */
-static void wait_for_flights(const _Atomic uint32_t *n_flights) {
-  const struct timespec nap = {0, FLIGHT_NS / 100};
-  for (int i = 0; i < 100 && *n_flights; i++)
-    nanosleep(&nap, NULL);
-}
-
+ * unmapped. */
 static void unmap(struct iofs_domain *domain, const struct area *area) {
   pthread_rwlock_wrlock(&domain->lock);
   pt_unmap(&domain->pt, area->iova.start, area_length(area));
@@ -101,7 +91,7 @@ static void unmap(struct iofs_domain *domain, const struct area *area) {
   unsigned phase = domain->phase;
   domain->phase ^= 1;
   pthread_rwlock_unlock(&domain->lock);
-  wait_for_flights(&domain->n_flights[phase]);
+  flights_wait(&domain->flights[phase]);
 }
 
 /* Pin and place what an area shows. */

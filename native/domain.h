@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "flight.h"
 #include "iommufs.h"
 #include "pt.h"
 
@@ -17,7 +18,7 @@ struct iofs_domain {
   uint64_t generation; /* what was translated in an earlier one may not hold any more */
   /* DMA that goes on without the lock, by the phase in which it began; each unmap begins the other
    * one and waits for the first. */
-  _Atomic uint32_t n_flights[2];
+  struct flights flights[2];
   unsigned phase;
   uint64_t aperture_start, aperture_last;
   _Atomic int tracks_dirty;
