@@ -7,9 +7,9 @@
  *
  * Only the affinity of the reader changes. Where its client runs is looked up after some requests
  * in a row, when one is answered: where the client was woken, it will ask again. Then at most once
- * a millisecond. As soon as another client asks, the reader may run anywhere again; so too if the
- * client never stays where it was, which is how some schedulers treat a thread that is woken: then
- * a reader beside it would always come too late.
+ * a millisecond. As soon as another client asks, or none does for a while, the reader may run
+ * anywhere again; so too if the client never stays where it was, which is how some schedulers treat
+ * a thread that is woken: then a reader beside it would always come too late.
  */
 #define _GNU_SOURCE
 #include "placement.h"
@@ -118,6 +118,12 @@ void placement_note(int tid) {
     leave_place();
   else if (!mine.placed || mine.core != wanted.core)
     take_place(wanted.core);
+}
+
+void placement_leave(void) {
+  wanted.core = ANYWHERE;
+  wanted.in_a_row = 0;
+  leave_place();
 }
 
 int placement_is_beside(void) { return mine.placed; }

@@ -79,6 +79,19 @@ static void test_beside_the_only_client(void) {
   end_client(client);
 }
 
+static void test_not_for_longer_than_it_is_asked(void) {
+  cpu_set_t before = where_we_may_run(), now;
+  pid_t client = start_client(last_of(&before));
+  note_often(client);
+  placement_leave();
+  now = where_we_may_run();
+  CHECK(CPU_EQUAL(&now, &before));
+  placement_note(client);
+  now = where_we_may_run();
+  CHECK(CPU_EQUAL(&now, &before));
+  end_client(client);
+}
+
 static void test_a_client_that_cannot_be_seen_has_no_core(void) {
   cpu_set_t before = where_we_may_run(), now;
   pid_t gone = start_client(last_of(&before));
@@ -91,6 +104,7 @@ static void test_a_client_that_cannot_be_seen_has_no_core(void) {
 
 int main(void) {
   RUN(test_beside_the_only_client);
+  RUN(test_not_for_longer_than_it_is_asked);
   RUN(test_a_client_that_cannot_be_seen_has_no_core);
   return 0;
 }

@@ -37,6 +37,7 @@
 #define TICK_NS 1000000ull
 #define CAREFUL_NS 1000000000ull
 
+#define PLACE_MS 10 /* without a request, beside a client */
 #define SPIN_NS 50000ull        /* how long it may ask again */
 #define SHORT_SLEEP_NS 100000ull /* asking a little longer would have paid */
 #define MAX_MISSES 8          /* of requests that came just after the asking: the cores are busy */
@@ -289,6 +290,16 @@ static ssize_t ask_again(struct reader *me, uint64_t start) {
   return n;
 }
 
+/* Until one of them can be read. A reader keeps its place for so long only as it is asked. */
+static void wait_for(struct pollfd fds[2]) {
+  int beside = placement_is_beside(), n;
+  while ((n = poll(fds, 2, beside ? PLACE_MS : -1)) <= 0)
+    if (n == 0) {
+      placement_leave();
+      beside = 0;
+    }
+}
+
 /* A request, or -errno; ENODEV when the mount is gone. */
 static ssize_t next_request(struct reader *me) {
   void *buf = me->buf;
@@ -300,8 +311,7 @@ static ssize_t next_request(struct reader *me) {
   n = ask_again(me, start);
   int found = n != -EAGAIN;
   while (n == -EAGAIN) {
-    while (poll(fds, 2, -1) < 0 && errno == EINTR)
-      ;
+    wait_for(fds);
     if (fds[1].revents)
       return -ENODEV;
     n = read_request(buf);
