@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "igb.h"
+#include "iommufs.h"
 #include "test.h"
 
 static uint64_t seed;
@@ -327,6 +328,55 @@ static void a_client_that_does_anything(void) {
   free_machine(machine);
 }
 
+/* ---- no memory ---------------------------------------------------------------------------------- */
+
+/* Three frames to itself: one plain, one of two pieces, one in segments. */
+static void send_three(struct machine *machine, void *port) {
+  const uint64_t words[][2] = {
+      {MEMORY / 2, 0x2b300000 | 200},
+      {MEMORY / 2, 0x22300000 | 100},
+      {MEMORY / 2, 0x2b300000 | 100},
+      {14 << 9 | 20, (uint64_t)(100u << 16 | 20 << 8) << 32 | 0x20200000 | 0xc00},
+      {MEMORY / 2, 0xab300000 | 600},
+  };
+  memcpy(machine->memory, words, sizeof words);
+  igb_model.write(port, 0, igb_tx_register(0, IGB_LEN), 4, 1024);
+  igb_model.write(port, 0, igb_rx_register(0, IGB_BAL), 4, 1024);
+  igb_model.write(port, 0, igb_rx_register(0, IGB_LEN), 4, 1024);
+  igb_model.write(port, 0, igb_rx_register(0, IGB_TAIL), 4, 63);
+  igb_model.write(port, 0, IGB_RCTL, 4,
+                  IGB_RCTL_EN | IGB_RCTL_UPE | IGB_RCTL_MPE | IGB_RCTL_BAM | 1u << 6);
+  igb_model.write(port, 0, IGB_TCTL, 4, IGB_TCTL_EN | IGB_TCTL_PSP);
+  igb_model.write(port, 0, igb_tx_register(0, IGB_TAIL), 4, 5);
+  while (igb_model.poll(port))
+    ;
+}
+
+/* What fails is left out, and nothing else: the next frames arrive. */
+static void the_nth_allocation_fails(void) {
+  const char *options[] = {"wire=none", "pcap_out=/dev/null", NULL};
+  struct machine *machine = make_machine();
+  char error[64];
+  for (uint64_t n = 1, left = 0; !left; n++) {
+    iofs_fail_allocation(n);
+    void *model = igb_model.create(options, error, sizeof error);
+    void *port = model ? igb_model.start(model, &machine->device) : NULL;
+    if (port)
+      send_three(machine, port);
+    left = iofs_fail_allocation(0);
+    CHECK(model || !strcmp(error, "no memory"));
+    if (port) {
+      igb_model.write(port, 0, IGB_CTRL, 4, IGB_CTRL_RST);
+      send_three(machine, port);
+      CHECK_EQ(igb_model.read(port, 0, IGB_TPR, 4), 8); /* 600 bytes are 6 segments */
+      igb_model.end(port);
+    }
+    if (model)
+      igb_model.destroy(model);
+  }
+  free_machine(machine);
+}
+
 /* ---- a wire between threads --------------------------------------------------------------------- */
 
 #define RING 64u
@@ -436,6 +486,7 @@ int main(int argc, char **argv) {
   RUN(frames_have_room_for_tags_padding_and_an_fcs);
   RUN(masks_after_two_stores_in_an_unknown_order);
   RUN(a_client_that_does_anything);
+  RUN(the_nth_allocation_fails);
   RUN(two_ends_of_a_wire_in_two_threads);
   return 0;
 }
