@@ -23,7 +23,8 @@ def slow_server(tmp_path_factory):
     """One that answers every call in Python."""
     server = MountServer(tmp_path_factory.mktemp("mount"), fast=False)
     yield server
-    assert server.requests()["ioctls_by_readers"] == 0
+    requests = server.requests()
+    assert (requests["ioctls_by_readers"], requests["reads_by_readers"]) == (0, 0)
     server.end()
 
 
