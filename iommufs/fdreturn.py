@@ -126,8 +126,7 @@ class FdReturner:
             if notice.call == lib.IOFS_NOTICE_IOCTL:
                 return await self._result_of_ioctl(file, caller, notice)
             node = self._operations.device_of(notice.ino)
-            has_path = node is None or any(node.rdev)
-            result = await unasked.result_of(file, caller, notice, has_path)
+            result = await unasked.result_of(file, caller, notice, node)
             is_mmap = result is None and notice.call == lib.IOFS_NOTICE_MMAP
             if self._mapped and is_mmap and getattr(file, "stays_while_mapped", False):
                 self._mapped.keep(file, notice.ino)

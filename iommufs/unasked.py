@@ -19,6 +19,7 @@ from typing import Any
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
+from iommufs.fuse.nodes import DeviceNode
 from iommufs.limits import PAGE_SIZE
 
 END = 1 << 64
@@ -66,16 +67,17 @@ def _look_at(tid: int, fd: int) -> _Descriptor:
     return _Descriptor(int(fields["pos"]), int(fields["flags"], 8) & os.O_ACCMODE)
 
 
-async def result_of(file: Any, caller: Caller, notice: Any, has_path: bool) -> int | None:
+async def result_of(file: Any, caller: Caller, notice: Any, node: DeviceNode | None) -> int | None:
     """What a noticed call about a file of ours comes to, -errno too; None: ask the kernel.
 
-    has_path  it was opened by a path, not made by an ioctl
+    node  the device that was opened, without a number if an ioctl made it; None: an attribute
     """
     try:
         if notice.call == lib.IOFS_NOTICE_MMAP:
-            _check_mmap(file, caller, notice, has_path)
+            _check_mmap(file, caller, notice, has_path=node is None or any(node.rdev))
         elif notice.call in _TRANSFERS:
-            await _transfer_nothing(file, notice)
+            if node is not None:  # sysfs asks no attribute
+                await _transfer_nothing(file, notice)
         else:
             return _lseek(file, notice)
     except UapiError as error:
