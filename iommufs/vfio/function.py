@@ -165,6 +165,10 @@ class PciFunction:
         self._set_power_bits(0)
         if at := self._msi_masks():
             self.raw.set_bits(at, 8, (1 << 64) - 1, False)
+            if self.irqs is not None and self.irqs.msi_enabled:  # pci_restore_msi_state()
+                self._mask_all_msi(True)
+                for vector in self.irqs.vectors:
+                    self.mask_msi(vector, False)
         self.counters["resets"] += 1
         self.reset_model()
         if self.migration is not None:
@@ -310,6 +314,7 @@ class PciFunction:
         """Registers show what SET_IRQS switched on."""
         if kind == irqs.MSI and (cap := self._capabilities.get(caps.MSI)):
             self.raw.set_bits(cap.offset + permissions.MSI_FLAGS, 2, 0x0001, on)
+            self._mask_all_msi(on)
         if kind == irqs.MSIX and (cap := self._capabilities.get(caps.MSIX)):
             self.raw.set_bits(cap.offset + 2, 2, 0x8000, on)
 
@@ -320,6 +325,18 @@ class PciFunction:
             return None
         flags = self.raw.read(cap.offset + permissions.MSI_FLAGS, 2)
         return cap.offset + (16 if flags & 0x80 else 12) if flags & 0x100 else None
+
+    def _mask_all_msi(self, on: bool) -> None:
+        """Linux begins with all vectors masked, and ends with none."""
+        at = self._msi_masks()
+        if at is not None:
+            self.raw.set_bits(at, 4, (1 << self.n_irqs(irqs.MSI)) - 1, on)
+
+    def mask_msi(self, vector: int, on: bool) -> None:
+        """Linux masks a vector that nobody has an eventfd for (pci_msi_mask_irq())."""
+        at = self._msi_masks()
+        if at is not None:
+            self.raw.set_bits(at, 4, 1 << vector, on)
 
     @property
     def masks_msi(self) -> bool:

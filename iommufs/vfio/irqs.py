@@ -166,6 +166,11 @@ class Irqs:
     def msi_enabled(self) -> bool:
         return self.kind == MSI
 
+    @property
+    def vectors(self) -> list[int]:
+        """Those that have an eventfd."""
+        return list(self._vectors)
+
     def enable_vectors(self, kind: int, count: int) -> None:
         """Switch MSI or MSI-X on with room for `count` vectors; EINVAL, ERANGE for none."""
         if self.kind is not None:
@@ -203,12 +208,17 @@ class Irqs:
                 eventfd.close()
                 raise
         self._vectors[vector] = eventfd
+        if self.kind == MSI:
+            self._function.mask_msi(vector, False)
+            self.msi_mask_changed()
 
     def _drop_vector(self, vector: int) -> None:
         if eventfd := self._vectors.pop(vector, None):
             if native := self._function.native:
                 native.set_vector(vector, None)
             eventfd.close()
+            if self.kind == MSI:
+                self._function.mask_msi(vector, True)
 
     def disable_vectors(self) -> None:
         kind = self.kind

@@ -345,6 +345,29 @@ async def test_a_masked_msi_vector_waits(vfio):
     assert await vfio.pread(df, 4, CONFIG + 0x64) == bytes(4)
 
 
+async def test_msi_vectors_without_an_eventfd_are_masked(vfio):
+    """Source: oracle; pci_msi_mask_irq(), pci_msi_shutdown(), pci_restore_msi_state()."""
+    df, e = await vfio.bound(IGB), vfio.eventfd()
+    none, some = fd_data(-1), fd_data(e)
+
+    async def masks():
+        return (await vfio.pread(df, 4, CONFIG + 0x60))[0]
+
+    for data, expected in ((some, 0), (none, 1), (some, 0), (none, 1)):
+        await vfio.set_irqs(df, TRIGGER | EVENTFD, MSI, 0, 1, data)
+        assert await masks() == expected
+    await vfio.ioctl(df, uapi.VFIO_DEVICE_RESET, 0)
+    assert await masks() == 1
+    await vfio.pwrite(df, b"\0", CONFIG + 0x60)
+    await vfio.set_irqs(df, TRIGGER | NONE, MSI, 0, 0)
+    await vfio.pwrite(df, b"\1", CONFIG + 0x60)
+    await vfio.set_irqs(df, TRIGGER | EVENTFD, MSI, 0, 1, some)
+    assert await masks() == 0
+    await vfio.set_irqs(df, TRIGGER | EVENTFD, MSI, 0, 1, none)
+    await vfio.set_irqs(df, TRIGGER | NONE, MSI, 0, 0)
+    assert await masks() == 0
+
+
 async def test_the_first_bad_fd_takes_the_block_away(vfio):
     df = await vfio.bound(NVME)
     eventfds = [vfio.eventfd() for _ in range(3)]
