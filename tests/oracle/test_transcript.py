@@ -53,13 +53,14 @@ def probe(tmp_path_factory, run):
     """What the probe wrote under `iommufs run`, and what the server said meanwhile."""
     directory = tmp_path_factory.mktemp("oracle")
     program = directory / "probe"
+    source = directory / "source"
+    shutil.copytree(HERE / "probe", source)
     # It maps itself, by the name that it had in the guest.
-    source = directory / "probe.c"
-    text = (HERE / "probe" / "probe.c").read_text()
+    maps_itself = source / "devices.h"
+    text = maps_itself.read_text()
     assert text.count('"/job/prog"') == 1
-    source.write_text(text.replace("/job/prog", str(program)))
-    shutil.copy(HERE / "probe" / "j.h", directory)
-    subprocess.run(["cc", "-std=gnu11", "-O1", "-o", program, source], check=True)
+    maps_itself.write_text(text.replace("/job/prog", str(program)))
+    subprocess.run(["cc", "-std=gnu11", "-O1", "-o", program, source / "probe.c"], check=True)
     # The reference guest's kernel has the test ioctl, which moves the end of the ioctl table.
     shutil.copytree(TOPOLOGIES, directory / "topologies")
     config = directory / "topologies" / "default.toml"
