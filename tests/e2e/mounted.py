@@ -111,6 +111,15 @@ def stuck_page():
     fcntl.ioctl(fd, 0xC020AA00, bytearray(struct.pack("QQQQ", at, 4096, 1, 0)))
     return at, page, fd
 def raw_ioctl(fd, cmd, at): return libc.ioctl(fd, ctypes.c_ulong(cmd), ctypes.c_void_p(at))
+def get_stuck(*call):
+    "Let a thread make an ioctl; until it waits in it."
+    thread = threading.Thread(target=raw_ioctl, args=call, daemon=True)
+    thread.start()
+    while thread.native_id is None or number_of_call(thread.native_id) != "16":
+        time.sleep(0.01)
+def number_of_call(tid):
+    with open(f"/proc/self/task/{tid}/syscall") as file:
+        return file.read().split()[0]
 """
 
 

@@ -161,14 +161,7 @@ async def test_a_client_stuck_in_its_own_memory_stops_nobody_and_dies(mounted, w
     offset = 0 if where == "payload" else -4
     async with mounted.started(f"""
         at, page, fd = stuck_page()
-        f = dev()
-        thread = threading.Thread(target=raw_ioctl, args=(f, {ECHO}, at + {offset}), daemon=True)
-        thread.start()
-        def waits_for_us():
-            with open(f"/proc/self/task/{{thread.native_id}}/syscall") as file:
-                return file.read().split()[0] == "16"
-        while thread.native_id is None or not waits_for_us():
-            time.sleep(0.01)
+        get_stuck(dev(), {ECHO}, at + {offset})
         print("stuck", flush=True)
         time.sleep(1000)
     """) as stuck:

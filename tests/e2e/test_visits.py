@@ -124,14 +124,7 @@ STUCK = f"""
     if keeper == 0:
         time.sleep(1000)
         os._exit(0)
-    f = dev()
-    thread = threading.Thread(target=raw_ioctl, args=(f, {ECHO}, at - 4), daemon=True)
-    thread.start()
-    def waits_for_us():
-        with open(f"/proc/self/task/{{thread.native_id}}/syscall") as file:
-            return file.read().split()[0] == "16"
-    while thread.native_id is None or not waits_for_us():
-        time.sleep(0.01)
+    get_stuck(dev(), {ECHO}, at - 4)
     print(keeper, flush=True)
     time.sleep(1000)
 """

@@ -3,35 +3,20 @@
 import ctypes
 import fcntl
 import mmap
-import os
 import struct
 import time
 
-SUCCESS, INVALID = 0, 1
+from page_client import INVALID, SUCCESS, WRITE, Device
+
 ARENA, BUFFER = 0x100000, 0x200000
 
-
-def call(fd, number, layout, *fields):
-    data = bytearray(struct.pack(layout, struct.calcsize(layout), *fields))
-    fcntl.ioctl(fd, number, data)
-    return struct.unpack(layout, data)
-
-
-iommu = os.open("/dev/iommu", os.O_RDWR)
-file = os.open("/dev/vfio/devices/vfio0", os.O_RDWR)
-dev_id = call(file, 0x3B76, "=IIiI", 0, iommu, 0)[3]
-ioas = call(iommu, 0x3B81, "=III", 0, 0)[2]
-fault_id, requests = call(iommu, 0x3B8E, "=IIII", 0, 0, 0)[2:]
-hwpt = call(iommu, 0x3B89, "=IIIIIIIIQII", 4, dev_id, ioas, 0, 0, 0, 0, 0, fault_id, 0)[4]
-call(file, 0x3B77, "=III", 0, hwpt)
-os.pwrite(file, b"\x06\x00", (7 << 40) + 4)  # memory decoding, bus mastering
-bar = mmap.mmap(file, 8192)
+nvme = Device()
+bar = mmap.mmap(nvme.file, 8192)
 arena = mmap.mmap(-1, 4 * 4096)  # submission and completion queue, then two buffers
 
 
 def map_page(page, iova):
-    address = ctypes.addressof(ctypes.c_char.from_buffer(arena)) + page * 4096
-    call(iommu, 0x3B85, "=IIIIQQQ", 7, ioas, 0, address, 4096, iova)
+    nvme.map(ctypes.addressof(ctypes.c_char.from_buffer(arena)) + page * 4096, iova)
 
 
 def store(offset, value):
@@ -67,32 +52,24 @@ def status(number):
     return found >> 1 if found else None
 
 
-def asked():
-    """(dev_id, perm, addr, cookie) of the next request."""
-    _, device, _, _, perm, _, addr, _, cookie = struct.unpack(
-        "=IIIIIIQII", until(lambda: os.read(requests, 40))
-    )
-    return device, perm, addr, cookie
-
-
 identify(1, BUFFER)
-device, perm, addr, cookie = asked()
-assert (device, perm, addr) == (dev_id, 2, BUFFER)
+dev_id, perm, addr, cookie = nvme.asked()
+assert (dev_id, perm, addr) == (nvme.dev_id, WRITE, BUFFER)
 assert status(1) is None
 map_page(2, BUFFER)
-os.write(requests, struct.pack("=II", cookie, SUCCESS))
+nvme.respond(cookie, SUCCESS)
 until(lambda: status(1) is not None)
 assert status(1) == 0
 assert arena[2 * 4096 + 4 : 2 * 4096 + 13] == b"iommufs-1"
 
 identify(2, BUFFER + 4096)
-cookie = asked()[3]
-os.write(requests, struct.pack("=II", cookie, INVALID))
+cookie = nvme.asked()[3]
+nvme.respond(cookie, INVALID)
 until(lambda: status(2) is not None)
 assert status(2) == 4, status(2)  # data transfer error
 
 identify(3, BUFFER + 4096)
-asked()
-fcntl.ioctl(file, 0x3B6F)  # VFIO_DEVICE_RESET: nobody answers
+nvme.asked()
+fcntl.ioctl(nvme.file, 0x3B6F)  # VFIO_DEVICE_RESET: nobody answers
 assert bar[0x1C] == 0
 print("completed on request")
