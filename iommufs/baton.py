@@ -1,7 +1,7 @@
 """The baton: which thread runs the Python that serves clients, trio's or a reader's.
 
 That Python is made for one thread at a time. Trio's thread has the baton but while it sleeps; then
-readers of the transport take it, for a step of a handler each (iommufs.h, "visits"). What only
+readers of the transport take it, for a step of a handler each (serve.h, "visits"). What only
 trio's thread may do, which is whatever needs trio, and calls to models, goes through `in_loop`.
 """
 
@@ -71,7 +71,7 @@ _loop: _Loop | None = None
 
 @contextmanager
 def visits(begin: Callable[[Any], Any], go_on: Callable[[int], Any]) -> Iterator[None]:
-    """Meanwhile readers carry ioctls out in Python, by these two steps (iommufs.h)."""
+    """Meanwhile readers carry ioctls out in Python, by these two steps (serve.h)."""
     global _loop
     assert _loop is None, "the baton is one for a process"
     _loop = _Loop()

@@ -1,6 +1,6 @@
 /*
  * The baton: whoever holds it may run the Python that serves clients, which is made for one thread at
- * a time (see "visits" in iommufs.h).
+ * a time (see "visits" in serve.h).
  *
  * The event loop's thread comes before readers that wait. LENT: a reader has the loop's thread do
  * something, and waits for that; RETURNED: it is done.
@@ -13,7 +13,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
-#include "iommufs.h"
+#include "serve.h"
 
 /* The loop's thread must go through Python now and then, which handles signals there. */
 #define LOOP_WAITS_NS 100000000ull

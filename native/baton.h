@@ -1,4 +1,4 @@
-/* How readers take part in the baton (see "visits" in iommufs.h). */
+/* How readers take part in the baton (see "visits" in serve.h). */
 #ifndef IOFS_BATON_H
 #define IOFS_BATON_H
 

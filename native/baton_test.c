@@ -6,7 +6,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "iommufs.h"
+#include "serve.h"
 #include "test.h"
 
 #define N_READERS 4

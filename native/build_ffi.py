@@ -1,6 +1,6 @@
 """Builds iommufs._native, the C half of iommufs, with cffi in API mode.
 
-The declarations that Python sees are the text of uapi/*.h and native/iommufs.h themselves, with
+The declarations that Python sees are the text of uapi/*.h, native/iommufs.h and native/serve.h themselves, with
 comments and preprocessor lines taken out and every constant left to the compiler, so that no
 struct and no number is typed twice. Run as a program it builds the extension in place.
 """
@@ -22,6 +22,7 @@ HEADERS = [
     ROOT / "uapi" / "vfio.h",
     ROOT / "uapi" / "iommufd_test.h",
     NATIVE / "iommufs.h",
+    NATIVE / "serve.h",
 ]
 MODULE = "iommufs._native"
 TARGET = ROOT / "iommufs" / "_native.abi3.so"
@@ -38,7 +39,7 @@ typedef unsigned long long __aligned_u64;
 typedef unsigned long long __le64;
 """
 
-# The steps of visits (iommufs.h), for Python to define.
+# The steps of visits (serve.h), for Python to define.
 CALLBACKS = """
 extern "Python" {
   struct iofs_job *iofs_begin_visit(const struct iofs_ioctl *);

@@ -16,8 +16,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "iommufs.h"
 #include "job.h"
+#include "serve.h"
 #include "transport.h"
 
 #ifndef PIDFD_THREAD

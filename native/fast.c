@@ -1,4 +1,4 @@
-/* What Python has published of open files, for readers (see fast.h and "fast" in iommufs.h). */
+/* What Python has published of open files, for readers (see fast.h and "fast" in serve.h). */
 #include "fast.h"
 
 #include <assert.h>

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "iommufs.h"
+#include "serve.h"
 #include "thread_identity.h"
 
 enum { FAST_N_IRQ_INDEXES = 5 };

@@ -15,7 +15,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "iommufs.h"
+#include "serve.h"
 #include "transport.h"
 
 enum state { HELD, READY, TAKEN, GONE, LENT };

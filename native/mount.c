@@ -8,8 +8,8 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "iommufs.h"
 #include "keeper.h"
+#include "serve.h"
 #include "transport.h"
 
 #define CAP_SYS_ADMIN 21

@@ -1,4 +1,4 @@
-/* Receiving and answering notices (see iommufs.h), one at a time. */
+/* Receiving and answering notices (see serve.h), one at a time. */
 #include "notice.h"
 
 #include <errno.h>

@@ -1,11 +1,11 @@
-/* What seccomp.c, notice.c and notifier.c share; the rest is in iommufs.h. */
+/* What seccomp.c, notice.c and notifier.c share; the rest is in serve.h. */
 #ifndef IOFS_NOTICE_H
 #define IOFS_NOTICE_H
 
 #include <linux/seccomp.h>
 #include <stdint.h>
 
-#include "iommufs.h"
+#include "serve.h"
 
 /* One system call that the filter notices. compat: of 32 bits, or x32. */
 struct iofs_noticed {

@@ -1,6 +1,6 @@
 /*
  * What libfuse 3.14 does not know, put into its answers about single nodes: backing files, writes
- * side by side, numbers of inodes without the marks that only we understand (iommufs.h).
+ * side by side, numbers of inodes without the marks that only we understand (serve.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include <sys/ioctl.h>
 
 #include "fuse_wire.h"
-#include "iommufs.h"
+#include "serve.h"
 #include "transport.h"
 
 #define MARKS (IOFS_LOOK | IOFS_ATTRIBUTE)

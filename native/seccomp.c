@@ -1,5 +1,5 @@
 /*
- * Which system calls of a run wait for the server: a seccomp filter (see "notices" in iommufs.h).
+ * Which system calls of a run wait for the server: a seccomp filter (see "notices" in serve.h).
  * Which ioctls those are is for Python to say. How the server hears of them: notice.c.
  *
  * A filter sees numbers, never memory, so it tells nothing but calls and their arguments apart.

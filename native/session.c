@@ -22,7 +22,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "iommufs.h"
+#include "serve.h"
 #include "transport.h"
 
 #define EXPORTED __attribute__((visibility("default")))

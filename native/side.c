@@ -21,8 +21,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "iommufs.h"
 #include "readers.h"
+#include "serve.h"
 #include "transport.h"
 
 enum { IDLE, ASKED, ANSWERED };

@@ -1,5 +1,5 @@
 /*
- * /dev/fuse: where each request goes (see "transport" in iommufs.h).
+ * /dev/fuse: where each request goes (see "transport" in serve.h).
  *
  * Not here: who reads the device (readers.c), how libfuse comes to read our queue (session.c), the
  * ioctls that wait (ioctls.c), what an ioctl means (Python; fast_ioctl.c).
@@ -23,11 +23,11 @@
 
 #include "fast.h"
 #include "fuse_wire.h"
-#include "iommufs.h"
 #include "job.h"
 #include "keeper.h"
 #include "placement.h"
 #include "readers.h"
+#include "serve.h"
 #include "transport.h"
 
 struct message {

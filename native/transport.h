@@ -1,4 +1,4 @@
-/* What transport.c and session.c share; the rest is in iommufs.h. */
+/* What transport.c and session.c share; the rest is in serve.h. */
 #ifndef IOFS_TRANSPORT_H
 #define IOFS_TRANSPORT_H
 
@@ -7,7 +7,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#include "iommufs.h"
+#include "serve.h"
 
 /* Asked by ourselves of a duplicate of a client's file: which fh is it? Carries its answer, so the
  * kernel passes it on although our files are regular ones. */

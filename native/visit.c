@@ -1,5 +1,5 @@
 /*
- * A reader carries an ioctl out in Python (see "visits" in iommufs.h).
+ * A reader carries an ioctl out in Python (see "visits" in serve.h).
  *
  * It runs a step of the handler with the baton, then touches the client's memory as the step asked,
  * with neither baton nor GIL, then runs the next step. Python may take the handler away meanwhile, as
@@ -8,9 +8,9 @@
 #include <stdatomic.h>
 
 #include "baton.h"
-#include "iommufs.h"
 #include "job.h"
 #include "readers.h"
+#include "serve.h"
 #include "transport.h"
 
 /* Longer than most turns of the event loop, and than all steps of another reader's but few; shorter
