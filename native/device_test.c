@@ -131,17 +131,7 @@ static int poll_model(void *state_) {
   return 1;
 }
 
-static const struct iommufs_model model = {
-    .abi = IOMMUFS_DEVICE_ABI,
-    .create = create,
-    .destroy = destroy,
-    .start = start,
-    .end = end,
-    .write = write_word,
-    .poll = poll_model,
-};
-
-/* The same, but it takes stores as they are seen. */
+/* Another takes stores as they are seen. */
 static struct iommufs_store taken[4];
 static size_t n_taken;
 static int n_takes;
@@ -154,16 +144,12 @@ static void take_stores(void *state, const struct iommufs_store *stores, size_t 
   n_takes++;
 }
 
-static const struct iommufs_model taking_model = {
-    .abi = IOMMUFS_DEVICE_ABI,
-    .create = create,
-    .destroy = destroy,
-    .start = start,
-    .end = end,
-    .write = write_word,
-    .stores = take_stores,
-    .poll = poll_model,
-};
+#define CALLS                                                                                  \
+  .abi = IOMMUFS_DEVICE_ABI, .create = create, .destroy = destroy, .start = start, .end = end, \
+  .write = write_word, .poll = poll_model
+
+static const struct iommufs_model model = {CALLS};
+static const struct iommufs_model taking_model = {CALLS, .stores = take_stores};
 
 /* ---- around it --------------------------------------------------------------------------------- */
 
