@@ -30,6 +30,7 @@
 #include "fuse_wire.h"
 #include "job.h"
 #include "placement.h"
+#include "pm_qos.h"
 #include "transport.h"
 
 #define MAX_READERS 256
@@ -37,7 +38,7 @@
 #define TICK_NS 1000000ull
 #define CAREFUL_NS 1000000000ull
 
-#define PLACE_MS 10 /* without a request, beside a client */
+#define QUIET_MS 10 /* without a request: nobody calls any more */
 #define SPIN_NS 50000ull        /* how long it may ask again */
 #define SHORT_SLEEP_NS 100000ull /* asking a little longer would have paid */
 #define MAX_MISSES 8          /* of requests that came just after the asking: the cores are busy */
@@ -290,13 +291,14 @@ static ssize_t ask_again(struct reader *me, uint64_t start) {
   return n;
 }
 
-/* Until one of them can be read. A reader keeps its place for so long only as it is asked. */
+/* Until one of them can be read. What was arranged for quick answers ends when nobody asks. */
 static void wait_for(struct pollfd fds[2]) {
-  int beside = placement_is_beside(), n;
-  while ((n = poll(fds, 2, beside ? PLACE_MS : -1)) <= 0)
+  int quick = placement_is_beside() || pm_qos_is_held(), n;
+  while ((n = poll(fds, 2, quick ? QUIET_MS : -1)) <= 0)
     if (n == 0) {
       placement_leave();
-      beside = 0;
+      pm_qos_release();
+      quick = 0;
     }
 }
 
@@ -323,8 +325,12 @@ static ssize_t next_request(struct reader *me) {
 static void read_and_handle(struct reader *me) {
   ssize_t n = next_request(me);
   if (n >= 0) {
+    int client = (int)((const struct fuse_in_header *)me->buf)->pid;
     handle(me, me->buf, (size_t)n);
-    placement_note((int)((const struct fuse_in_header *)me->buf)->pid);
+    if (come_back(me)) {
+      placement_note(client);
+      pm_qos_note();
+    }
   } else if (n != -EINTR) {
     ended = 1;
     on_end();
@@ -388,5 +394,6 @@ void readers_stop(unsigned seconds) {
     holder->state = STOLEN;
     holder = NULL;
   }
+  pm_qos_release();
   pthread_mutex_unlock(&lock);
 }
