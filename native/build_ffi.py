@@ -1,8 +1,8 @@
 """Builds iommufs._native, the C half of iommufs, with cffi in API mode.
 
-The declarations that Python sees are the text of uapi/*.h, native/iommufs.h and native/serve.h themselves, with
-comments and preprocessor lines taken out and every constant left to the compiler, so that no
-struct and no number is typed twice. Run as a program it builds the extension in place.
+The declarations that Python sees are the text of uapi/*.h, native/iommufs.h and native/serve.h
+themselves, with comments and preprocessor lines taken out and every constant left to the compiler,
+so that no struct and no number is typed twice. Run as a program it builds the extension in place.
 """
 
 import os
