@@ -1,12 +1,12 @@
 /*
- * While calls come one close after the other, idle cores of a virtual machine stay awake.
+ * While calls come one close after the other, idle cores of a small virtual machine stay awake.
  *
  * A client and a reader take turns, so one of their cores is idle at any time. If the two are not
  * the same (placement.c), each wakes the other's, and to wake one that sleeps takes an exit to the
  * hypervisor: more than the call. /dev/cpu_dma_latency is the kernel's interface for saying so.
  * It is root's, and often not there in a container; then cores sleep as they did.
  *
- * Only where idle cores halt at once, which is what the driver "haltpoll" is for. Others first wait
+ * Only where few cores are idle, and halt at once, as is so with the driver "haltpoll". Others first wait
  * in a way that ends within a microsecond or two.
  */
 #define _GNU_SOURCE
@@ -20,6 +20,7 @@
 
 #define IN_A_ROW 16         /* requests */
 #define CLOSE_NS 2000000ull /* for so many of them together: then they come close */
+#define MAX_CORES 4         /* more would be kept awake for the sake of two */
 
 static int held = -1; /* the file, open while the request for latency stands */
 static int useless;   /* it cannot be made, or would change nothing */
@@ -32,9 +33,11 @@ static uint64_t now_ns(void) {
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static int cores_halt(void) {
+static int few_cores_that_halt(void) {
   static const char haltpoll[] = "haltpoll\n";
   char driver[sizeof haltpoll];
+  if (sysconf(_SC_NPROCESSORS_ONLN) > MAX_CORES)
+    return 0;
   int fd = open("/sys/devices/system/cpu/cpuidle/current_driver", O_RDONLY | O_CLOEXEC);
   if (fd < 0)
     return 0;
@@ -45,7 +48,7 @@ static int cores_halt(void) {
 
 static void hold(void) {
   const int32_t microseconds = 0;
-  int fd = cores_halt() ? open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC) : -1;
+  int fd = few_cores_that_halt() ? open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC) : -1;
   if (fd >= 0 && write(fd, &microseconds, sizeof microseconds) == sizeof microseconds) {
     held = fd;
     return;
