@@ -6,8 +6,8 @@
  * hypervisor: more than the call. /dev/cpu_dma_latency is the kernel's interface for saying so.
  * It is root's, and often not there in a container; then cores sleep as they did.
  *
- * Only where few cores are idle, and halt at once, as is so with the driver "haltpoll". Others first wait
- * in a way that ends within a microsecond or two.
+ * Only where cores are few and halt as soon as they are idle, as is so with the driver "haltpoll".
+ * Others first wait in a way that ends within a microsecond or two.
  */
 #define _GNU_SOURCE
 #include "pm_qos.h"
