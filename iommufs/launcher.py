@@ -260,7 +260,7 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer, e
             os._exit(FAILED)
     theirs.close()
     front.send(f"client {pid}".encode())
-    os.setsid()  # the terminal's signals are the client's
+    _leave_the_job()
     _close_files_except(front.fileno(), mine.fileno(), *kept)
     signal.pthread_sigmask(signal.SIG_SETMASK, client.mask)
     gc.disable()  # while all is being made there is nothing to collect (run_server.py)
@@ -269,6 +269,20 @@ def _start_client(front: socket.socket, client: Client, run_server: RunServer, e
     except ImportError as error:
         give_up(front, mine, not_whole(error))
         return FAILED
+
+
+def _leave_the_job() -> None:
+    """Signals of the terminal, and those to the group, are the client's.
+
+    A session shares the processors as one with the others (sched_autogroup, sched(7)). With one of
+    our own, client and server would take long turns on a machine that has much to do.
+    """
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:  # no terminal: a group will do
+        os.setpgid(0, 0)
+    else:  # in its session the client's group would never be an orphaned one
+        os.setsid()
 
 
 def give_up(front: socket.socket, link: socket.socket, why: str) -> None:

@@ -250,6 +250,29 @@ def read_until(terminal, text):
     return seen
 
 
+WHERE_THE_SERVER_IS = """
+    import os, signal
+    server = os.getppid()
+    print(os.getsid(server) == os.getsid(0), os.getpgid(server) == os.getpgrp(), flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    print(open("/dev/iommu").read(4))
+"""
+
+
+def test_without_a_terminal_the_server_has_a_group_of_its_own_only(runs):
+    result = runs.python(WHERE_THE_SERVER_IS, start_new_session=True)
+    assert (result.returncode, result.stdout) == (0, "True False\nours\n"), result.stderr
+
+
+def test_on_a_terminal_the_server_has_a_session_of_its_own(runs):
+    program = textwrap.dedent(WHERE_THE_SERVER_IS)
+    pid, terminal = in_terminal(runs, [*runs.small_run, sys.executable, "-c", program])
+    assert b"False False\r\nours" in read_until(terminal, b"ours")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+
+
 def test_the_terminal_is_the_commands(runs):
     program = """
         import os, sys
