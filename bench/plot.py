@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "iommufs"}  # small, and the same anew
 import matplotlib.pyplot as plt
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
