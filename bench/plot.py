@@ -12,11 +12,13 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "iommufs"}  # small, and the same anew
 import matplotlib.pyplot as plt
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 BAR = 0.24  # inches
+
+# Small, and the same if it is drawn anew.
+plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "iommufs"}
 
 
 def plot(records: list[dict], path: Path) -> None:
