@@ -18,6 +18,7 @@ static void restart(struct igb_port *port) {
   const uint16_t *nvm = port->igb->nvm;
   port->tx_due = port->rx_due = 0;
   port->tx_stopped = port->rx_stopped = ALL_QUEUES;
+  port->rewind = 1;
   igb_wire_listen(&port->igb->end, port, 0);
   igb_wire_clear(&port->igb->end, port);
   igb_registers_reset(port);
@@ -229,6 +230,7 @@ static void end(void *port_) {
   }
   if (port->record)
     fclose(port->record);
+  igb_replay_close(port->replay);
   alloc_free(port);
 }
 
@@ -250,7 +252,8 @@ static void *start(void *igb, struct iommufs_device *device) {
 
 static void discard(struct igb *igb) {
   alloc_free(igb->wire);
-  alloc_free(igb->pcap);
+  alloc_free(igb->pcap_out);
+  alloc_free(igb->pcap_in);
   alloc_free(igb);
 }
 
@@ -284,10 +287,11 @@ static void set_mac(struct igb *igb, const char *text) {
 }
 
 struct options {
-  const char *wire, *mac, *pcap, *tap; /* NULL: not given */
+  const char *wire, *mac, *pcap_out, *pcap_in, *tap; /* NULL: not given */
 };
 
-/* wire=NAME  mac=xx:xx:xx:xx:xx:xx  pcap_out=PATH  tap=NAME, all checked by devices/igb. */
+/* wire=NAME  mac=xx:xx:xx:xx:xx:xx  pcap_out=PATH  pcap_in=PATH  tap=NAME, all checked by
+ * devices/igb. */
 static struct options read_options(const char *const *options) {
   struct options found = {0};
   const char *value;
@@ -297,11 +301,23 @@ static struct options read_options(const char *const *options) {
     else if ((value = value_of(*options, "mac")))
       found.mac = value;
     else if ((value = value_of(*options, "pcap_out")))
-      found.pcap = value;
+      found.pcap_out = value;
+    else if ((value = value_of(*options, "pcap_in")))
+      found.pcap_in = value;
     else if ((value = value_of(*options, "tap")))
       found.tap = value;
   }
   return found;
+}
+
+/* Whether the file that is to be replayed is there now. */
+static int check_replay(const char *path, char *error, size_t size) {
+  const char *why;
+  struct igb_replay *replay = igb_replay_open(path, &why);
+  if (!replay)
+    snprintf(error, size, "pcap_in: %s: %s", path, why);
+  igb_replay_close(replay);
+  return replay != NULL;
 }
 
 static void *create(const char *const *given, char *error, size_t size) {
@@ -311,12 +327,14 @@ static void *create(const char *const *given, char *error, size_t size) {
   if (!igb)
     return NULL;
   if ((options.wire && !copy_text(&igb->wire, options.wire)) ||
-      (options.pcap && !copy_text(&igb->pcap, options.pcap)) ||
+      (options.pcap_out && !copy_text(&igb->pcap_out, options.pcap_out)) ||
+      (options.pcap_in && !copy_text(&igb->pcap_in, options.pcap_in)) ||
+      (options.pcap_in && !check_replay(options.pcap_in, error, size)) ||
       (options.tap && !(igb->tap = igb_tap_open(options.tap, &igb->end, error, size)))) {
     discard(igb);
     return NULL;
   }
-  igb_wire_join(&igb->end, igb->wire, igb->tap != NULL);
+  igb_wire_join(&igb->end, igb->wire, igb->tap || igb->pcap_in);
   set_mac(igb, options.mac);
   return igb;
 }

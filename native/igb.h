@@ -246,7 +246,7 @@ struct igb_port;
 struct igb_end {
   struct igb_end *next;
   const char *name; /* of the wire; NULL: there is none */
-  int has_tap;      /* a tap interface is plugged */
+  int is_plugged;   /* something beside the wire is */
   unsigned index;   /* how many were on the wire before */
   const struct igb_port *owner;  /* the life it belongs to; NULL: none */
   struct iommufs_device *device; /* of that life, once it can be woken */
@@ -260,7 +260,7 @@ struct igb_end {
 };
 
 /* name: of a wire, NULL: none. Both without any lock. */
-void igb_wire_join(struct igb_end *end, const char *name, int has_tap);
+void igb_wire_join(struct igb_end *end, const char *name, int is_plugged);
 void igb_wire_leave(struct igb_end *end);
 void igb_wire_open(struct igb_end *end, const struct igb_port *owner); /* a life begins */
 /* It ends. attended: by its thread, without any lock; else it was never woken. */
@@ -287,6 +287,14 @@ struct igb_tap *igb_tap_open(const char *name, struct igb_end *end, char *error,
 int igb_tap_start(struct igb_tap *tap); /* from now on frames come in; -EAGAIN: no thread */
 void igb_tap_send(struct igb_tap *tap, const struct igb_frames *frames);
 void igb_tap_close(struct igb_tap *tap);
+
+/* ---- frames of a file (igb_replay.c) ---------------------------------------------------------- */
+struct igb_replay;
+
+struct igb_replay *igb_replay_open(const char *path, const char **why); /* NULL: what is wrong */
+/* NULL: there is none any more, and *why is NULL or says what is wrong. */
+struct igb_frame *igb_replay_next(struct igb_replay *replay, const char **why);
+void igb_replay_close(struct igb_replay *replay); /* or NULL */
 
 /* ---- PHY and NVM (igb_phy.c) ------------------------------------------------------------------ */
 #define IGB_NVM_WORDS 1024u
@@ -359,7 +367,7 @@ struct igb_counts {
 struct igb {
   struct igb_end end;
   uint16_t nvm[IGB_NVM_WORDS];
-  char *wire, *pcap;
+  char *wire, *pcap_out, *pcap_in;
   struct igb_tap *tap; /* NULL: none */
   _Atomic int recorded, is_record_lost; /* the record was begun; the last try failed */
 };
@@ -377,10 +385,12 @@ struct igb_port {
   _Atomic uint32_t tx_due, rx_due;
   _Atomic uint32_t tx_stopped, rx_stopped; /* it has to forget what is under way */
   _Atomic int looped;
+  _Atomic int rewind; /* the file of frames begins anew */
 
   /* the thread's */
   int attends;
   FILE *record;
+  struct igb_replay *replay;
   struct igb_tx tx[IGB_N_QUEUES];
   struct igb_rx rx[IGB_N_QUEUES];
   uint64_t backlog; /* bytes of arrivals */
@@ -419,9 +429,9 @@ void igb_count_frame(struct igb_port *port, const struct igb_frame *frame, uint3
                      uint32_t broadcast, uint32_t multicast);
 int igb_engine_poll(struct igb_port *port);
 
-/* igb_pcap.c: a file in the format of libpcap, or go on with one. NULL: errno. */
-FILE *igb_pcap_open(const char *path, int new);
-int igb_pcap_write(FILE *file, const struct igb_frames *frames); /* -errno */
+/* igb_record.c: a file in the format of libpcap, or go on with one. NULL: errno. */
+FILE *igb_record_open(const char *path, int new);
+int igb_record_write(FILE *file, const struct igb_frames *frames); /* -errno */
 
 /* igb.c: with the lock held */
 void igb_update_link(struct igb_port *port);

@@ -10,34 +10,36 @@
 
 #include "igb.h"
 
+#define REPLAY_BYTES 8192u /* in one go, and a frame more */
+
 static uint32_t take_bits(_Atomic uint32_t *bits) {
   return *bits ? __atomic_exchange_n((uint32_t *)bits, 0, __ATOMIC_ACQ_REL) : 0;
 }
 
-static void report(struct igb_port *port, const char *what, int err, const char *where) {
+static void report(struct igb_port *port, const char *what, const char *why, const char *where) {
   char text[128];
-  snprintf(text, sizeof text, "%s: %s: %s", what, strerror(err), where);
+  snprintf(text, sizeof text, "%s: %s: %s", what, why, where);
   iommufs_report(port->device, text);
 }
 
 /* One record for all clients. */
 static void open_record(struct igb_port *port) {
   struct igb *igb = port->igb;
-  if (!igb->pcap)
+  if (!igb->pcap_out)
     return;
-  port->record = igb_pcap_open(igb->pcap, !igb->recorded);
+  port->record = igb_record_open(igb->pcap_out, !igb->recorded);
   if (port->record)
     igb->recorded = 1;
   else if (!igb->is_record_lost)
-    report(port, "cannot record", errno, igb->pcap);
+    report(port, "cannot record", strerror(errno), igb->pcap_out);
   igb->is_record_lost = !port->record;
 }
 
 static void record(struct igb_port *port, const struct igb_frames *frames) {
-  int err = igb_pcap_write(port->record, frames);
+  int err = igb_record_write(port->record, frames);
   if (!err)
     return;
-  report(port, "the record ends", -err, port->igb->pcap);
+  report(port, "the record ends", strerror(-err), port->igb->pcap_out);
   fclose(port->record);
   port->record = NULL;
 }
@@ -90,6 +92,42 @@ static void hear(struct igb_port *port) {
   port->counts.n[(IGB_MPC - IGB_STATISTICS) / 4] += (uint32_t)missed;
 }
 
+/* Whether the next frames of the file are to come: all that came before has gone to memory, and there
+ * is memory for more. */
+static int wants_more(struct igb_port *port) {
+  if (!port->igb->end.listening || port->looped || port->backlog ||
+      !(igb_get(port, IGB_STATUS) & IGB_STATUS_LU))
+    return 0;
+  for (unsigned queue = 0; queue < IGB_N_QUEUES; queue++)
+    if (igb_rx_promised(port, queue))
+      return 1;
+  return 0;
+}
+
+/* A few frames of the file; 0: none. */
+static int replay(struct igb_port *port) {
+  const char *path = port->igb->pcap_in, *why = NULL;
+  struct igb_frames frames = {0};
+  struct igb_frame *frame;
+  if (path && __atomic_exchange_n((int *)&port->rewind, 0, __ATOMIC_ACQ_REL)) {
+    igb_replay_close(port->replay);
+    port->replay = igb_replay_open(path, &why);
+  }
+  if (port->replay && wants_more(port)) {
+    while (frames.n_bytes < REPLAY_BYTES && (frame = igb_replay_next(port->replay, &why)))
+      igb_frames_add(&frames, frame);
+    if (frames.n_bytes < REPLAY_BYTES) {
+      igb_replay_close(port->replay);
+      port->replay = NULL;
+    }
+  }
+  if (why)
+    report(port, "no more frames", why, path);
+  int any = frames.n != 0;
+  igb_hear(port, &frames);
+  return any;
+}
+
 /* The queues that were written to, a bit each. */
 static uint32_t receive(struct igb_port *port) {
   uint32_t due = take_bits(&port->rx_due), written = 0;
@@ -117,7 +155,7 @@ static void begin(struct igb_port *port) {
   open_record(port);
   int err = igb->tap ? igb_tap_start(igb->tap) : 0;
   if (err)
-    report(port, "nothing comes from the tap interface", -err, "no thread");
+    report(port, "nothing comes from the tap interface", strerror(-err), "no thread");
   port->attends = 1;
 }
 
@@ -137,6 +175,7 @@ int igb_engine_poll(struct igb_port *port) {
     hear(port);
     busy = 1;
   }
+  busy |= replay(port);
   int missed = port->counts.n[(IGB_MPC - IGB_STATISTICS) / 4] != 0;
   if (busy)
     igb_counts_publish(port);

@@ -66,9 +66,9 @@ static void empty(struct igb_end *end) {
   end->has_mail = 0;
 }
 
-void igb_wire_join(struct igb_end *end, const char *name, int has_tap) {
+void igb_wire_join(struct igb_end *end, const char *name, int is_plugged) {
   pthread_mutex_lock(&lock);
-  *end = (struct igb_end){.name = name, .has_tap = has_tap, .next = ends};
+  *end = (struct igb_end){.name = name, .is_plugged = is_plugged, .next = ends};
   for (const struct igb_end *other = ends; other; other = other->next)
     end->index += (unsigned)is_other(end, other);
   ends = end;
@@ -141,7 +141,7 @@ void igb_wire_power(struct igb_end *end, const struct igb_port *owner, int on) {
 }
 
 int igb_wire_is_plugged(const struct igb_end *end) {
-  int plugged = end->has_tap;
+  int plugged = end->is_plugged;
   pthread_mutex_lock(&lock);
   for (const struct igb_end *other = ends; other; other = other->next)
     plugged |= is_other(end, other) && other->powered;

@@ -83,7 +83,7 @@ def test_what_traps_cannot_be_mapped(host):
         Igb(host, {"trap": 1})
 
 
-@pytest.mark.parametrize("name", ["wire", "pcap_out", "tap"])
+@pytest.mark.parametrize("name", ["wire", "pcap_out", "pcap_in", "tap"])
 def test_an_option_that_is_no_string_is_refused(host, name):
     with pytest.raises(ValueError, match=f"{name} must be a string"):
         Igb(host, {name: 1})

@@ -25,6 +25,7 @@ class Igb(NativeModel):
         "wire": "functions with the same name here hear each other",
         "mac": "the MAC address in its NVM (default 52:54:00:82:35:76, + 1 for each on the wire)",
         "pcap_out": "file that records the frames it sends, in libpcap's format",
+        "pcap_in": "file of frames that come in, in libpcap's format, anew after each reset",
         "tap": "network interface of this machine that is plugged in (made if there is none)",
         "trap": "registers of interrupts and statistics cannot be mapped, so that QEMU traps them",
     }
@@ -43,6 +44,7 @@ class Igb(NativeModel):
             "wire": _string(options, "wire"),
             "mac": _mac(options),
             "pcap_out": _string(options, "pcap_out"),
+            "pcap_in": _string(options, "pcap_in"),
             "tap": _string(options, "tap"),
         }
         return [f"{key}={value}" for key, value in found.items() if value is not None]

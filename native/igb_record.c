@@ -18,7 +18,7 @@ static int open_file(const char *path, int new) {
   return fd;
 }
 
-FILE *igb_pcap_open(const char *path, int new) {
+FILE *igb_record_open(const char *path, int new) {
   static const uint32_t header[] = {0xa1b23c4d, 4 << 16 | 2, 0, 0, 65535, 1}; /* Ethernet */
   int fd = open_file(path, new);
   FILE *file = fd < 0 ? NULL : fdopen(fd, "ab");
@@ -35,7 +35,7 @@ FILE *igb_pcap_open(const char *path, int new) {
   return file;
 }
 
-int igb_pcap_write(FILE *file, const struct igb_frames *frames) {
+int igb_record_write(FILE *file, const struct igb_frames *frames) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   for (const struct igb_frame *frame = frames->first; frame; frame = frame->next) {
