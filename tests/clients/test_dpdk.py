@@ -7,6 +7,9 @@ import subprocess
 
 import pytest
 
+from tests.devices.igb_driver import frame
+from tests.devices.test_igb_replay import capture
+
 pytestmark = pytest.mark.mount
 
 PORT = 'igb,wire=a,reset_methods=["flr"]'
@@ -52,6 +55,25 @@ def test_frames_go_round_between_two_ports(testpmd):
     # What is sent while the ring is full is dropped by testpmd itself: how much depends on time.
     assert "RX-errors: 0" in rest or "RX-dropped: 0 " in rest
     assert "iommufs" not in errors
+
+
+def test_a_capture_comes_in_whole(testpmd, tmp_path):
+    path = tmp_path / "frames.pcap"
+    path.write_bytes(capture([frame(60 + i % 1000, seed=i) for i in range(ENOUGH)]))
+    process = testpmd(
+        "--forward-mode=rxonly", "--auto-start", "--stats-period=1",
+        devices=[f"igb,pcap_in={path}"],
+    )  # fmt: skip
+    received = 0
+    while received < ENOUGH:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        if match := re.search(r"RX-packets: (\d+) +RX-missed: (\d+)", line):
+            received = int(match[1])
+            assert match[2] == "0"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, received) == (0, ENOUGH), errors
 
 
 def test_ports_are_probed_and_closed(testpmd):
