@@ -19,7 +19,7 @@ from typing import Any
 from iommufs._native import lib
 from iommufs.caller import Caller
 from iommufs.errors import UapiError
-from iommufs.fuse.nodes import DeviceNode
+from iommufs.fuse.nodes import DeviceNode, has_positions
 from iommufs.limits import PAGE_SIZE
 
 END = 1 << 64
@@ -77,7 +77,7 @@ async def result_of(file: Any, caller: Caller, notice: Any, node: DeviceNode | N
             _check_mmap(file, caller, notice, has_path=node is None or any(node.rdev))
         elif notice.call in _TRANSFERS:
             if node is not None:  # sysfs asks no attribute
-                await _transfer_nothing(file, notice)
+                await _transfer_nothing(file, notice, node)
         else:
             return _lseek(file, notice)
     except UapiError as error:
@@ -87,8 +87,10 @@ async def result_of(file: Any, caller: Caller, notice: Any, node: DeviceNode | N
     return None
 
 
-async def _transfer_nothing(file: Any, notice: Any) -> None:
+async def _transfer_nothing(file: Any, notice: Any, node: DeviceNode) -> None:
     writes, is_placed = _TRANSFERS[notice.call]
+    if is_placed and not any(node.rdev) and not has_positions(node, file):
+        return  # the kernel refuses it: a stream
     descriptor = _look_at(notice.tid, notice.fd)
     position = notice.args[3] if is_placed else descriptor.position
     if position > LLONG_MAX or not (descriptor.can_write if writes else descriptor.can_read):

@@ -126,6 +126,11 @@ class DeviceNode:
 Node = Dir | Link | TextFile | BinaryFile | DeviceNode
 
 
+def has_positions(node: DeviceNode, open_file: Any) -> bool:
+    """Whether it is read and written at places; else it is a stream."""
+    return node.backing_fd is not None or getattr(open_file, "has_positions", False)
+
+
 def lookup(top: Dir, path: str) -> Node:
     """The node at a relative path without dots, links not followed; KeyError."""
     node: Node = top

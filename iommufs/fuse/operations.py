@@ -24,7 +24,15 @@ from iommufs.errors import UapiError
 from iommufs.files import OpenFiles
 from iommufs.fuse.attributes import OpenAttribute, OpenBinary, PlainFile, check_access
 from iommufs.fuse.backing import Backings
-from iommufs.fuse.nodes import BinaryFile, DeviceNode, Dir, Link, Node, TextFile
+from iommufs.fuse.nodes import (
+    BinaryFile,
+    DeviceNode,
+    Dir,
+    Link,
+    Node,
+    TextFile,
+    has_positions,
+)
 
 log = logs.get(__name__)
 
@@ -340,9 +348,8 @@ class Operations(pyfuse3.Operations):
                 raise UapiError(errno.EISDIR)
         # A device with regions has positions; what has none is a stream. lseek() would not know it
         # from a file with positions, so a node is one, too, where nobody else refuses lseek().
-        stream = isinstance(node, DeviceNode) and node.backing_fd is None
+        stream = isinstance(node, DeviceNode) and not has_positions(node, open_file)
         stream = stream and not (self.shows_devices and any(node.rdev))
-        stream = stream and not getattr(open_file, "has_positions", False)
         fh = self._files.add(open_file)
         if passed_on and node.backing_fd is None:
             self._anonymous_numbers[fh] = inode

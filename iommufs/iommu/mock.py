@@ -31,8 +31,8 @@ _PAGING_FLAGS = (
 )
 _FLAG_ALL = uapi.IOMMU_TEST_INVALIDATE_FLAG_ALL
 
-# Every power of two that AMD's format can have, the mock's granule being 2 KiB; not 512 GiB.
-PAGE_SIZES = (1 << 52) - (1 << 11) - (1 << 39)
+# Every power of two that AMD's format can have with a granule of 2 KiB and three levels of tables.
+PAGE_SIZES = (1 << 37) - (1 << 11)
 HUGE_PAGE_SIZES = uapi.MOCK_HUGE_PAGE_SIZE | 1 << 12
 HUGE_LAST = 2**56 - 1
 
@@ -220,7 +220,8 @@ class MockIommu(Iommu):
         return dirty | uapi.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED
 
     def max_pasids(self, function: MockFunction) -> int:
-        return 1 << uapi.MOCK_PASID_WIDTH if function.has_pasids else 0
+        # A device without the flag says that it has 0 bits: that is the one PASID of the RID.
+        return 1 << uapi.MOCK_PASID_WIDTH if function.has_pasids else 1
 
     def has_viommus(self, function: MockFunction, kind: int) -> bool:
         return kind == uapi.IOMMU_VIOMMU_TYPE_SELFTEST

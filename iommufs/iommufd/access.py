@@ -137,3 +137,41 @@ class Access(Object):
         if self.ioas is None or not lib.iofs_iopt_nth_area(self.ioas.iopt, n, out):
             return None
         return out.start
+
+
+class InternalAccess(Object):
+    """One of iommufd's own. What it has pinned cannot be unmapped; clients see its id, held.
+
+    EADDRINUSE, and the errors of a pin. Source: iommufd_access_create_internal()
+    """
+
+    def __init__(self, ioas: Ioas, iova: int, length: int) -> None:
+        super().__init__()
+        self._pinned = iova, length
+        out = ffi.new("struct iofs_access **")
+        check(lib.iofs_access_new(1, 1, out), "an access")
+        self._native = out[0]
+        try:
+            check(lib.iofs_access_attach(self._native, ioas.iopt), "attach")
+        except UapiError:
+            lib.iofs_access_put(self._native)
+            raise
+        try:
+            check(lib.iofs_access_pin(self._native, iova, length, lib.IOFS_READ), f"pin {iova:#x}")
+        except UapiError:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        check(lib.iofs_access_detach(self._native), "detach")
+        lib.iofs_access_put(self._native)
+
+    def destroy(self) -> None:
+        check(lib.iofs_access_unpin(self._native, *self._pinned), "unpin")
+        self._leave()
+
+    def close(self) -> None:
+        """Whose it is, is through with it."""
+        assert self._table is not None
+        self.put()
+        self._table.remove(self)

@@ -63,7 +63,8 @@ class AccessFile:
         self.items.clear()
 
 
-def _file_of(ucmd: Ucmd, fd: int) -> AccessFile:
+def _file_of(ucmd: Ucmd, id_: int) -> AccessFile:
+    fd = id_ - 2**32 if id_ >= 2**31 else id_  # the field is unsigned
     try:
         file = ucmd.file.files.resolve(ucmd.caller, fd)
     except UapiError as error:

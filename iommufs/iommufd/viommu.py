@@ -6,14 +6,13 @@ The queue of its events is in veventq.py. What a vIOMMU does is its driver's (se
 import errno
 from typing import Any
 
-from iommufs._native import ffi, lib
-from iommufs.errors import UapiError, check
+from iommufs.errors import UapiError
+from iommufs.iommufd.access import InternalAccess
 from iommufs.iommufd.device import Device
 from iommufs.iommufd.hwpt import HwptPaging
-from iommufs.iommufd.ioas import Ioas
 from iommufs.iommufd.iommu import Iommu, UserData, ViommuDriver
 from iommufs.iommufd.mmap import Region
-from iommufs.iommufd.objects import Object
+from iommufs.iommufd.objects import Object, ObjectTable
 from iommufs.limits import PAGE_SIZE, U64_MAX
 from iommufs.ucmd import Ucmd
 
@@ -138,15 +137,20 @@ async def vdevice_alloc(ucmd: Ucmd) -> None:
 class HwQueue(Object):
     """A guest's queue that hardware uses: its memory stays where it is, and mapped."""
 
-    def __init__(self, viommu: Viommu, index: int, access: Any, iova: int, length: int) -> None:
+    def __init__(self, viommu: Viommu, index: int) -> None:
         super().__init__()
         self._viommu = viommu
-        self._access = access
-        self._pinned = iova, length
+        self._access: InternalAccess | None = None
         self._index = index
         self._end_use: Any = None
         self._needed: HwQueue | None = None
         viommu.get()
+
+    def pin(self, objects: ObjectTable, iova: int, length: int) -> None:
+        """Errors: see InternalAccess."""
+        with objects.new(InternalAccess(self._viommu.parent.ioas, iova, length)) as access:
+            access.get()
+        self._access = access
 
     def start(self) -> None:
         """EINVAL, EEXIST, EIO: the driver does not take it."""
@@ -163,14 +167,9 @@ class HwQueue(Object):
             self._end_use()
         if self._needed is not None:
             self._needed.put()
-        lib.iofs_access_unpin(self._access, *self._pinned)
-        _free_access(self._access)
+        if self._access is not None:
+            self._access.close()
         self._viommu.put()
-
-
-def _free_access(access: Any) -> None:
-    check(lib.iofs_access_detach(access), "detach")
-    lib.iofs_access_put(access)
 
 
 async def hw_queue_alloc(ucmd: Ucmd) -> None:
@@ -181,7 +180,7 @@ async def hw_queue_alloc(ucmd: Ucmd) -> None:
             EOVERFLOW   the queue passes 2**64 - 1              ENOENT  no such vIOMMU; not mapped
             ERANGE      its pages do                            EPERM   not mapped for reading
             EADDRINUSE, EFAULT, ENOMEM  it cannot be pinned; others are the driver's
-    After:  what holds it cannot be unmapped: EBUSY.
+    After:  what holds it cannot be unmapped: EBUSY; its access has an id, too, the next one.
     Source: iommufd_hw_queue_alloc_ioctl(), iommufd_hw_queue_alloc_phys()
     """
     cmd, objects = ucmd.cmd, ucmd.file.objects
@@ -199,25 +198,8 @@ async def hw_queue_alloc(ucmd: Ucmd) -> None:
     length = -(-(offset + cmd.length) // PAGE_SIZE) * PAGE_SIZE
     if length > U64_MAX:
         raise UapiError(errno.ERANGE, "the pages of the queue pass 2**64 - 1")
-    access = _pin(viommu.parent.ioas, iova, length)
-    with objects.new(HwQueue(viommu, cmd.index, access, iova, length)) as queue:
+    with objects.new(HwQueue(viommu, cmd.index)) as queue:
+        queue.pin(objects, iova, length)
         queue.start()
         cmd.out_hw_queue_id = queue.id
         await ucmd.respond()
-
-
-def _pin(ioas: Ioas, iova: int, length: int) -> Any:
-    """An internal access that has pinned a range: EADDRINUSE, and the errors of a pin."""
-    out = ffi.new("struct iofs_access **")
-    check(lib.iofs_access_new(1, 1, out), "an access")
-    try:
-        check(lib.iofs_access_attach(out[0], ioas.iopt), "attach")
-    except UapiError:
-        lib.iofs_access_put(out[0])
-        raise
-    try:
-        check(lib.iofs_access_pin(out[0], iova, length, lib.IOFS_READ), f"pin {iova:#x}")
-    except UapiError:
-        _free_access(out[0])
-        raise
-    return out[0]

@@ -244,6 +244,16 @@ async def test_pasids(mock):
     await mock.replace(stdev, ioas)
 
 
+async def test_a_device_without_pasids_has_that_of_the_rid_only(mock):
+    ioas = await mock.ioas()
+    stdev, device, _ = await mock.device(ioas)
+    suits = await mock.hwpt(device, ioas, PASID)
+    await mock.replace(stdev, suits)
+    for pasid in (1, uapi.IOMMU_TEST_PASID_RESERVED):
+        with refused("EINVAL"):
+            await mock.op("PASID_ATTACH", "pasid_attach", stdev, pasid=pasid, pt_id=suits)
+
+
 async def test_every_second_attach_to_the_reserved_pasid_fails(mock):
     ioas = await mock.ioas()
     stdev, device, _ = await mock.device(ioas, HAS_PASIDS)

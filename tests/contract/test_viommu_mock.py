@@ -278,9 +278,12 @@ async def test_hw_queues(mock, guest, memory):
         await mock.unmap(guest.ioas, START, PAGE)
     await mock.unmap(guest.ioas, START + PAGE, PAGE)
     second = await guest.hw_queue(1, START + PAGE // 2, PAGE // 2)
-    for object_id in (first, guest.viommu):
+    for object_id in (first, first + 1, guest.viommu):  # + 1: the access that pins its memory
         with refused("EBUSY"):
             await mock.destroy(object_id)
+    assert second == first + 2
     await mock.destroy(second)
     await mock.destroy(first)
+    with refused("ENOENT"):
+        await mock.destroy(first + 1)
     await mock.unmap(guest.ioas, START, PAGE)

@@ -197,7 +197,10 @@ def container(world):
 
 
 def poll(world):
-    fd = world.random.of(*world.iommufds, *world.devices.values(), *world.queues)
+    tell_poll(world, world.random.of(*world.iommufds, *world.devices.values(), *world.queues))
+
+
+def tell_poll(world, fd):
     poller = select.poll()
     poller.register(fd, world.random.of(0xFFF, 1))
     world.say("poll", fd, *(event for _, event in poller.poll(0)))

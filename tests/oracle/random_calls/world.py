@@ -68,16 +68,24 @@ class World:
 
     owned   iommufd → kind of object → ids, in order
     bound   device → its iommufd
+    attached  (mock device, PASID)
+    care    how many times rarer than usual structures are of a wrong size or in wrong places
+    cookies (fault queue, cookie) of page requests that were read and not answered
     """
 
-    def __init__(self, seed, echo):
+    def __init__(self, seed, echo, care=1, first_iova=0x100000):
         self.random = Random(seed)
+        self._care = care
+        self._first_iova = first_iova
         self._echo = echo
         self.n_lines = 0
         self.iommufds = []
         self.devices = {}
         self.groups = {}
         self.queues = []
+        self.event_queues = []
+        self.cookies = []
+        self.attached = []
         self.accesses = []
         self.pins = []
         self.owned = {}
@@ -167,13 +175,13 @@ class World:
         if self.random(12) == 0:
             odd = (0, U64_MAX, 0xFEE00000, 0xFEDFF000, 1 << 48, (1 << 48) - PAGE, 1 << 57)
             return self.random.of(*odd, self.random(1 << 20))
-        return 0x100000 + PAGE * self.random(64)
+        return self._first_iova + PAGE * self.random(64)
 
     # ---- calls
 
     def ioctl(self, name, fd, number, data, what=""):
         """Make a call with a structure and tell of it; its result, and the structure after it."""
-        place = self.random(60)
+        place = self.random(60 * self._care)
         at = {
             0: FENCE - len(data) + 4,  # its end cannot be read
             1: FENCE - len(data),
@@ -194,7 +202,8 @@ class World:
         """A call of iommufd, whose structure begins with its size; as ioctl()."""
         body = struct.pack("<" + fields, *values)
         full = 4 + len(body)
-        size = {0: full - 4, 1: full - 1, 2: full + 8, 3: 0, 4: full - 8}.get(self.random(40), full)
+        case = self.random(40 * self._care)
+        size = {0: full - 4, 1: full - 1, 2: full + 8, 3: 0, 4: full - 8}.get(case, full)
         tail = bytes([0] * 7 + [self.random.of(0, 0, 1)]) if size > full else b""
         return self.ioctl(name, fd, number, struct.pack("<I", size) + body + tail)
 
