@@ -150,18 +150,19 @@ void nvme_fail(struct nvme_ctrl *ctrl, const char *why) {
   set_csts(ctrl, 0, NVME_CSTS_CFS);
 }
 
-void nvme_clear_doorbell(struct nvme_ctrl *ctrl, unsigned i) {
+void nvme_set_doorbell(struct nvme_ctrl *ctrl, unsigned i, uint32_t value) {
   iommufs_lock(ctrl->device);
-  if (iommufs_load(ctrl->device, 0, NVME_DOORBELLS + 4 * i, 4))
-    iommufs_store(ctrl->device, 0, NVME_DOORBELLS + 4 * i, 4, 0);
-  ctrl->doorbells[i] = 0;
+  if (iommufs_load(ctrl->device, 0, NVME_DOORBELLS + 4 * i, 4) != value)
+    iommufs_store(ctrl->device, 0, NVME_DOORBELLS + 4 * i, 4, value);
+  ctrl->doorbells[i] = value;
   ctrl->rung[i / 64] &= ~(1ull << i % 64);
   iommufs_unlock(ctrl->device);
 }
 
-static void clear_doorbells(struct nvme_ctrl *ctrl) {
+/* None but the admin queues is there, or not even these. */
+static void reset_doorbells(struct nvme_ctrl *ctrl, int admin) {
   for (unsigned i = 0; i < 2 * (ctrl->nvme->max_queues + 1); i++)
-    nvme_clear_doorbell(ctrl, i);
+    nvme_set_doorbell(ctrl, i, admin && i < 2 ? 0 : NVME_NO_QUEUE);
 }
 
 /* Controller level reset: what is kept are the admin queue registers (7.3.2). */
@@ -175,7 +176,7 @@ static void leave(struct nvme_ctrl *ctrl) {
   for (unsigned i = 0; i < sizeof ctrl->events / sizeof *ctrl->events; i++)
     ctrl->events[i] = 0;
   nvme_features_reset(ctrl);
-  clear_doorbells(ctrl);
+  reset_doorbells(ctrl, 0);
   nvme_update_irqs(ctrl);
   set_csts(ctrl, NVME_CSTS_RDY | NVME_CSTS_CFS | NVME_CSTS_SHST, 0);
 }
@@ -189,7 +190,7 @@ static void enter(struct nvme_ctrl *ctrl, uint32_t cc) {
     set_csts(ctrl, 0, NVME_CSTS_CFS);
     return;
   }
-  clear_doorbells(ctrl);
+  reset_doorbells(ctrl, 1);
   ctrl->ready = 1;
   set_csts(ctrl, 0, NVME_CSTS_RDY);
 }
@@ -257,7 +258,7 @@ static void *start(void *nvme_, struct iommufs_device *device) {
     end(ctrl);
     return NULL;
   }
-  clear_doorbells(ctrl);
+  reset_doorbells(ctrl, 0);
   publish(ctrl);
   if (watch(ctrl)) {
     end(ctrl);

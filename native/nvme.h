@@ -43,6 +43,9 @@ enum nvme_register {
 #define NVME_CSTS_SHST 0x0cu
 #define NVME_CSTS_SHST_COMPLETE 0x08u
 #define NVME_ALL 0xffffffffu /* every namespace */
+/* In the doorbells of queues that are not there: nobody stores that, so every store is seen. What a
+ * doorbell reads as is the vendor's affair (3.1.16). */
+#define NVME_NO_QUEUE 0xffffffffu
 
 static inline unsigned nvme_cc_css(uint32_t cc) { return cc >> 4 & 7; }
 static inline unsigned nvme_cc_mps(uint32_t cc) { return cc >> 7 & 15; }
@@ -279,7 +282,8 @@ struct nvme_ctrl {
 /* nvme.c */
 void nvme_fail(struct nvme_ctrl *ctrl, const char *why); /* CSTS.CFS, until the next reset */
 uint64_t nvme_now(void); /* ns */
-void nvme_clear_doorbell(struct nvme_ctrl *ctrl, unsigned i); /* it holds 0 from now on */
+/* It holds this from now on, and what a client has stored there before is forgotten. */
+void nvme_set_doorbell(struct nvme_ctrl *ctrl, unsigned i, uint32_t value);
 
 /* nvme_queue.c */
 int nvme_queues_poll(struct nvme_ctrl *ctrl);

@@ -137,15 +137,11 @@ static void list_controllers(uint32_t from, unsigned char *data) {
     put16(data, 0, 1), put16(data, 2, CONTROLLER_ID);
 }
 
-/* Of a namespace id that is in range but not in use there are zeros. */
+/* Of a namespace id that is in range but not in use there are zeros. What all have in common only
+ * a controller with namespace management says. */
 static uint16_t about_ns(struct nvme *nvme, const struct nvme_cmd *cmd, unsigned char *data) {
-  static const struct nvme_ns any = {.lba_lg2 = 9};
   struct nvme_ns *ns = nvme_find_ns(nvme, cmd->nsid);
   uint8_t cns = (uint8_t)cmd->cdw10;
-  if (cmd->nsid == NVME_ALL && (cns == CNS_NS || cns == CNS_NS_OF_SET)) {
-    identify_ns(&any, data); /* what all have in common */
-    return 0;
-  }
   if (!cmd->nsid || !nvme->n_namespaces ||
       cmd->nsid > nvme->namespaces[nvme->n_namespaces - 1].id)
     return NVME_INVALID_NAMESPACE | NVME_DNR;

@@ -21,8 +21,10 @@ static int waits(const struct nvme_cq *cq) {
   return cq->used && cq->interrupts && cq->head != cq->tail;
 }
 
-static int is_masked(const struct nvme_ctrl *ctrl, const struct nvme_cq *cq) {
-  return cq->vector < 32 && __atomic_load_n(&ctrl->mask, __ATOMIC_RELAXED) >> cq->vector & 1;
+/* The line is vector 0, whatever the queue was made with. */
+static int is_masked(const struct nvme_ctrl *ctrl, const struct nvme_cq *cq, int messages) {
+  uint32_t vector = messages ? cq->vector : 0;
+  return vector < 32 && __atomic_load_n(&ctrl->mask, __ATOMIC_RELAXED) >> vector & 1;
 }
 
 /* The line follows the queues; a message that was masked goes out when it is not any more. */
@@ -30,7 +32,7 @@ void nvme_update_irqs(struct nvme_ctrl *ctrl) {
   int messages = iommufs_messages_on(ctrl->device), level = 0;
   for (unsigned i = 0; i <= ctrl->nvme->max_queues; i++) {
     const struct nvme_cq *cq = &ctrl->cqs[i];
-    if (!waits(cq) || is_masked(ctrl, cq) || cq->coalesced_since)
+    if (!waits(cq) || is_masked(ctrl, cq, messages) || cq->coalesced_since)
       continue;
     if (messages)
       iommufs_message(ctrl->device, cq->vector);
@@ -41,11 +43,12 @@ void nvme_update_irqs(struct nvme_ctrl *ctrl) {
 }
 
 static void interrupt(struct nvme_ctrl *ctrl, struct nvme_cq *cq) {
+  int messages = iommufs_messages_on(ctrl->device);
   cq->coalesced_since = 0;
   cq->n_coalesced = 0;
-  if (!cq->interrupts || is_masked(ctrl, cq))
+  if (!cq->interrupts || is_masked(ctrl, cq, messages))
     return;
-  if (iommufs_messages_on(ctrl->device))
+  if (messages)
     iommufs_message(ctrl->device, cq->vector);
   else if (!ctrl->line) {
     ctrl->line = 1;
@@ -232,6 +235,7 @@ static void take_doorbell(struct nvme_ctrl *ctrl, unsigned i, uint32_t value) {
   struct nvme_cq *cq = &ctrl->cqs[i / 2];
   int is_cq = i & 1;
   if (!(is_cq ? cq->used : sq->used)) {
+    nvme_set_doorbell(ctrl, i, NVME_NO_QUEUE);
     nvme_event(ctrl, NVME_EVENT_ERROR, 0, 1);
     return;
   }
@@ -339,10 +343,10 @@ uint16_t nvme_create_cq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
     return NVME_QUEUE_ID | NVME_DNR;
   if ((status = check_new(ctrl, cmd, ctrl->cqs[id].used, 20, CQE_LG2)))
     return status;
-  if (vector >= ctrl->nvme->n_vectors || (vector && !iommufs_messages_on(ctrl->device)))
+  if (vector >= ctrl->nvme->n_vectors) /* MSI-X may be switched on later */
     return NVME_IRQ_VECTOR | NVME_DNR;
   make_cq(&ctrl->cqs[id], cmd->prp1, (cmd->cdw10 >> 16) + 1, !!(cmd->cdw11 & 2), vector);
-  nvme_clear_doorbell(ctrl, 2 * id + 1);
+  nvme_set_doorbell(ctrl, 2 * id + 1, 0);
   ctrl->io_queues_made = 1;
   return 0;
 }
@@ -350,10 +354,10 @@ uint16_t nvme_create_cq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
 uint16_t nvme_create_sq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   uint32_t id = cmd->cdw10 & 0xffff, cqid = cmd->cdw11 >> 16;
   uint16_t status;
-  if (!is_io_queue(ctrl, cqid) || !ctrl->cqs[cqid].used)
-    return NVME_CQ_INVALID | NVME_DNR;
-  if (!is_io_queue(ctrl, id))
+  if (!is_io_queue(ctrl, cqid) || !is_io_queue(ctrl, id))
     return NVME_QUEUE_ID | NVME_DNR;
+  if (!ctrl->cqs[cqid].used)
+    return NVME_CQ_INVALID | NVME_DNR;
   if ((status = check_new(ctrl, cmd, ctrl->sqs[id].used, 16, SQE_LG2)))
     return status;
   ctrl->sqs[id] = (struct nvme_sq){
@@ -361,7 +365,7 @@ uint16_t nvme_create_sq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   ctrl->cqs[cqid].n_sqs++;
   if (id > ctrl->last_sq)
     ctrl->last_sq = id;
-  nvme_clear_doorbell(ctrl, 2 * id);
+  nvme_set_doorbell(ctrl, 2 * id, 0);
   return 0;
 }
 
@@ -374,6 +378,7 @@ uint16_t nvme_delete_sq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   flush(ctrl, &ctrl->cqs[ctrl->sqs[id].cqid]);
   ctrl->cqs[ctrl->sqs[id].cqid].n_sqs--;
   ctrl->sqs[id] = (struct nvme_sq){0};
+  nvme_set_doorbell(ctrl, 2 * id, NVME_NO_QUEUE);
   return 0;
 }
 
@@ -384,6 +389,7 @@ uint16_t nvme_delete_cq(struct nvme_ctrl *ctrl, const struct nvme_cmd *cmd) {
   if (ctrl->cqs[id].n_sqs)
     return NVME_QUEUE_DELETION | NVME_DNR;
   ctrl->cqs[id] = (struct nvme_cq){0};
+  nvme_set_doorbell(ctrl, 2 * id + 1, NVME_NO_QUEUE);
   nvme_update_irqs(ctrl);
   return 0;
 }

@@ -245,6 +245,8 @@ async def test_identify_namespace(nvme):
     [
         (0, 0, 0, 0x00B),
         (0, 2, 0, 0x00B),
+        (0, 0xFFFFFFFF, 0, 0x00B),
+        (5, 0xFFFFFFFF, 0, 0x00B),
         (3, 2, 0, 0x00B),
         (2, 0xFFFFFFFE, 0, 0x00B),
         (5, 1, 0x0100_0000, 0x002),
@@ -297,9 +299,8 @@ async def test_what_the_command_sets_add(nvme):
         ({"cdw11": 0}, 0x002),
         ({"prp1": c.IOVA + 8}, 0x013),
         ({"cdw11": 65 << 16 | 3}, 0x108),
-        ({"cdw11": 1 << 16 | 3}, 0x108),
     ],
-    ids=["0", "65", "one entry", "2049", "not contiguous", "offset", "vector", "without MSI-X"],
+    ids=["0", "65", "one entry", "2049", "not contiguous", "offset", "vector"],
 )
 async def test_completion_queues_that_cannot_be(nvme, fields, status):
     assert nvme.create_cq(Queue(nvme, 1), **fields) == status
@@ -315,9 +316,10 @@ async def test_completion_queues_that_cannot_be(nvme, fields, status):
         ({"cdw11": 1 << 16}, 0x002),
         ({"prp1": c.IOVA + 8}, 0x013),
         ({"cdw11": 2 << 16 | 1}, 0x100),
-        ({"cdw11": 1}, 0x100),
+        ({"cdw11": 1}, 0x101),
+        ({"cdw11": 65 << 16 | 1}, 0x101),
     ],
-    ids=["0", "65", "one entry", "2049", "not contiguous", "offset", "no such CQ", "CQ 0"],
+    ids=["0", "65", "one entry", "2049", "not contiguous", "offset", "no such CQ", "CQ 0", "CQ 65"],
 )
 async def test_submission_queues_that_cannot_be(nvme, fields, status):
     queue = Queue(nvme, 1)
@@ -399,6 +401,27 @@ async def test_without_messages_the_line_follows_the_queues(nvme):
     nvme.until(lambda: native.drain() or nvme.function.intx_level)
     nvme.admin.take_back()
     nvme.until(lambda: native.drain() or not nvme.function.intx_level)
+
+
+async def test_without_messages_every_queue_drives_the_line_whatever_its_vector(nvme):
+    queue = nvme.io_queue(vector=3)
+    queue.put(c.FLUSH, nsid=1)
+    queue.ring()
+    nvme.until(queue.poll)
+    nvme.admin.take_back()
+    nvme.until(lambda: native.drain() or nvme.function.intx_level)
+    nvme.write32(c.INTMS, 1)  # the line is vector 0
+    nvme.until(lambda: native.drain() or not nvme.function.intx_level)
+    nvme.write32(c.INTMS, 1 << 3)
+    nvme.write32(c.INTMC, 1)
+    nvme.until(lambda: native.drain() or nvme.function.intx_level)
+
+
+async def test_messages_may_be_switched_on_after_a_queue_was_made(nvme):
+    queue = nvme.io_queue(vector=3)
+    fds = await nvme.vectors(4)
+    queue.run(c.FLUSH, nsid=1)
+    assert readable(fds[3])
 
 
 async def test_coalesced_interrupts_come_in_the_end(nvme):
@@ -524,6 +547,28 @@ async def test_doorbells_that_lead_nowhere_are_events(nvme):
     nvme.io_queue(1, depth=4)
     nvme.write32(c.DOORBELLS + 8, 4)
     assert next_event(nvme) == (0, 1, 1)
+
+
+async def test_any_store_to_a_doorbell_without_a_queue_is_seen_through_a_mapping(nvme):
+    bar = nvme.function.bars.view(0)
+
+    def store(queue, value):
+        at = c.DOORBELLS + 8 * queue
+        bar[at : at + 4] = value.to_bytes(4, "little")
+
+    ask_for_event(nvme)
+    store(5, 0)  # what a tail begins with
+    assert next_event(nvme) == (0, 0, 1)
+    ask_for_event(nvme)
+    nvme.log(1, 64)
+    store(5, 0)  # again
+    assert next_event(nvme) == (0, 0, 1)
+    nvme.io_queue(5).run(c.FLUSH, nsid=1)
+    assert nvme.admin.run(c.DELETE_SQ, cdw10=5).status == 0
+    ask_for_event(nvme)
+    nvme.log(1, 64)
+    store(5, 1)  # what it held when it went
+    assert next_event(nvme) == (0, 0, 1)
 
 
 async def test_completions_that_were_not_written_cannot_be_taken(nvme):
