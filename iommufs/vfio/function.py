@@ -212,11 +212,19 @@ class PciFunction:
         if state == D3HOT:
             self._before_d3hot = self.raw.save()
         if forgets:
+            enabled = self._enabled_msi()
             self.raw.restore(self._before_d3hot)
             self.raw.set_field(cap.offset + permissions.PM_CONTROL, 2, 0xFFFF, control)
-        self._set_power_bits(state)
+            for at, bit, on in enabled:  # pci_restore_msi_state(): as SET_IRQS has it by now
+                self.raw.set_bits(at, 2, bit, on)
+        if state:
+            self._set_power_bits(state)
+        else:
+            self.raw.write(cap.offset + permissions.PM_CONTROL, 2, 0)  # all of it: pci_power_up()
         if forgets:
             self.reset_model()
+        if D3HOT in (was, state):
+            self.changed()
 
     def sleep(self) -> None:
         """Nobody uses it, and its client lets it sleep (vfio_pci_core_runtime_suspend())."""
@@ -301,14 +309,19 @@ class PciFunction:
         elif self.irqs:
             self.irqs.msi(vector)
 
+    def _enabled_msi(self) -> list[tuple[int, int, bool]]:
+        """Where MSI and MSI-X are enabled, by which bit, and whether they are."""
+        found = []
+        for id, bit in ((caps.MSI, 0x0001), (caps.MSIX, 0x8000)):
+            if cap := self._capabilities.get(id):
+                at = cap.offset + permissions.MSI_FLAGS  # of MSI-X, too
+                found.append((at, bit, bool(self.raw.read(at, 2) & bit)))
+        return found
+
     @property
     def msi_enabled(self) -> bool:
         """Whether MSI or MSI-X is on as the registers say it, which a client can write too."""
-        return any(
-            self.raw.read(cap.offset + 2, 2) & enable
-            for id, enable in ((caps.MSI, 0x0001), (caps.MSIX, 0x8000))
-            if (cap := self._capabilities.get(id))
-        )
+        return any(on for _, _, on in self._enabled_msi())
 
     def show_msi(self, kind: int, on: bool) -> None:
         """Registers show what SET_IRQS switched on."""

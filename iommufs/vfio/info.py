@@ -95,7 +95,7 @@ async def device_get_info(ucmd: Ucmd) -> None:
 
 
 def _region_info(df: Any, index: int) -> Info:
-    region = df.regions.table[index]
+    region = df.regions.shown(index)
     chain = info_caps(uapi.sizeof("vfio_region_info"), _region_caps(region))
     flags = region.flags | (uapi.VFIO_REGION_INFO_FLAG_CAPS if chain else 0)
     place = {"index": index, "size": region.size, "offset": index << OFFSET_SHIFT}

@@ -172,11 +172,16 @@ class Irqs:
         return list(self._vectors)
 
     def enable_vectors(self, kind: int, count: int) -> None:
-        """Switch MSI or MSI-X on with room for `count` vectors; EINVAL, ERANGE for none."""
+        """Switch MSI or MSI-X on with room for `count` vectors; EINVAL, ERANGE for none.
+
+        Only in D0. Source: __pci_enable_msi_range(), __pci_enable_msix_range()
+        """
         if self.kind is not None:
             raise UapiError(errno.EINVAL, "another interrupt type is on")
-        if count == 0:
+        if count == 0 and (kind == MSIX or not self._function.power):
             raise UapiError(errno.ERANGE, "no vector to enable")
+        if self._function.power:
+            raise UapiError(errno.EINVAL, f"the function is in D{self._function.power}")
         self.kind, self._n_vectors = kind, count
         if kind == MSI:
             self.msi_size_lg2 = (count * 2 - 1).bit_length() - 1

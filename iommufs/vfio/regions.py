@@ -15,7 +15,7 @@ from iommufs.fast import Fast
 from iommufs.limits import PAGE_SIZE
 from iommufs.vfio import rom
 from iommufs.vfio.bars import OFFSET_SHIFT
-from iommufs.vfio.config import ConfigSpace
+from iommufs.vfio.config import D3HOT, ConfigSpace
 from iommufs.vfio.image import BAR0, N_BARS
 
 ROM, CONFIG, VGA = 6, 7, 8
@@ -73,6 +73,15 @@ class Regions:
             msix=bool(table and table[0] == index),
             mapped=bar.mapped if mappable else (),
         )
+
+    def shown(self, index: int) -> Region:
+        """What clients are told of a region now: no image is found in the ROM of a D3hot function.
+
+        Source: vfio_pci_ioctl_get_region_info()
+        """
+        if index == ROM and self._function.power == D3HOT:
+            return Region(0, 0)
+        return self.table[index]
 
     def check_mmap(self, position: int, length: int) -> None:
         """Whether a client may map that much of the device file, whole pages: EINVAL.

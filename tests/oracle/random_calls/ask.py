@@ -3,13 +3,15 @@
     ask.py KIND SEED N [--echo]
 
 makes calls for N lines. KIND: devices of the default machine; groups, too; containers, groups as
-programs for type1 use them; mock, of the test ioctl; nested, about page tables of all kinds there.
+programs for type1 use them; mock, of the test ioctl; nested, about page tables of all kinds there;
+config, configuration space and what hangs on it.
 The calls follow from the seed and from the answers, so two runs that begin to differ tell at
 their first difference what it is about; --echo writes the structures to stderr.
 """
 
 import sys
 
+import config_calls
 import container_calls
 import device_calls
 import iommufd_calls
@@ -20,6 +22,7 @@ from world import World
 KINDS = {
     "devices": iommufd_calls.CALLS | device_calls.CALLS,
     "groups": iommufd_calls.CALLS | device_calls.CALLS | device_calls.GROUP_CALLS,
+    "config": config_calls.CALLS,
     "containers": container_calls.CALLS,
     "mock": iommufd_calls.CALLS | mock_calls.CALLS,
     "nested": nested_calls.CALLS,
