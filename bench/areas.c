@@ -277,7 +277,7 @@ static void run_and_report_others(uint64_t size) {
 
 int main(void) {
   static struct series middle[N_OPERATIONS];
-  MUST((nodes = calloc(LARGE, sizeof *nodes)) && !iofs_mm_open(getpid(), &mm));
+  MUST((nodes = calloc(LARGE, sizeof *nodes)) && !iofs_mm_open_process(getpid(), &mm));
   for (int which = 0; which < N_OPERATIONS; which++)
     MUST((orders[which] = calloc(LARGE, sizeof *orders[which])));
   unsigned long long bytes[2] = {bytes_per_area(0), bytes_per_area(1)};

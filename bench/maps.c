@@ -258,7 +258,7 @@ int main(void) {
   struct iofs_domain_config config = {
       .aperture_last = (1ull << 48) - 1, .pgsize_bitmap = K4 | M2 | G1, .format = IOFS_PT_VTD};
   start_client();
-  MUST(!iofs_mm_open(client, &mm) && (iopt = iofs_iopt_new()));
+  MUST(!iofs_mm_open_process(client, &mm) && (iopt = iofs_iopt_new()));
   MUST(!iofs_domain_new(&config, &domain) && !iofs_iopt_add_domain(iopt, domain));
   maps();
   translation();

@@ -26,20 +26,31 @@ def _tell_of_launcher() -> None:
 
 
 class Mm:
-    """An address space of a client, kept through its exec and exit (see iofs_mm_open)."""
+    """An address space of a client, kept through its exec and exit (see iofs_mm_open).
 
-    def __init__(self, tgid: int) -> None:
+    secret  what exec has left in it, as somebody read it who may wait
+    """
+
+    def __init__(self, tgid: int, tid: int, secret: bytes) -> None:
         out = ffi.new("struct iofs_mm **")
-        check(lib.iofs_mm_open(tgid, out), f"the memory of process {tgid}")
+        known = secret if len(secret) == lib.IOFS_SECRET else ffi.NULL
+        result = lib.iofs_mm_open(tgid, tid, known, out)
+        check(result, f"the memory of process {tgid}")
         self.handle = ffi.gc(out[0], lib.iofs_mm_put)
+        self.secret_at = lib.iofs_mm_secret_at(self.handle)
 
     def close(self) -> None:
         """Let go of it; mappings that were made with it keep it."""
         ffi.release(self.handle)
 
-    @property
-    def alive(self) -> bool:
-        return bool(lib.iofs_mm_alive(self.handle))
+    def has(self, tgid: int) -> bool:
+        """Whether somebody runs in it, and a process that it was made for has not ended."""
+        return bool(lib.iofs_mm_has(self.handle, tgid))
+
+    def runs(self, tgid: int, secret: bytes) -> bool:
+        """Whether that process runs in it, with that secret now."""
+        known = secret if len(secret) == lib.IOFS_SECRET else ffi.NULL
+        return bool(lib.iofs_mm_runs(self.handle, tgid, known))
 
 
 def _read_status(thread: int | str) -> str:
@@ -156,6 +167,11 @@ class Caller:
         major, minor = (int(part) for part in number.split(":"))
         return f"{major:02x}:{minor:02x}", info["ino"].strip()
 
-    def mm(self) -> Mm:
+    async def secret(self, mm: Mm | None) -> bytes:
+        """What exec has left in its memory, read where an address space has it."""
+        address = mm.secret_at if mm else lib.iofs_secret_at(self.tid)
+        return await self.read_some(address, lib.IOFS_SECRET) if address else b""
+
+    def mm(self, secret: bytes) -> Mm:
         """A handle on the caller's address space as it is now; ESRCH, ENOMEM."""
-        return Mm(self.tgid)
+        return Mm(self.tgid, self.tid, secret)

@@ -21,7 +21,7 @@ static char *memory; /* 16 pages */
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 static void begin_with(int needs_pin_pages, int internal) {
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   iopt = iofs_iopt_new();
   memory = mmap(NULL, 16 * K4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK_EQ(iofs_access_new(needs_pin_pages, internal, &access_), 0);

@@ -77,7 +77,7 @@ static void test_no_memory_charges_nothing(void) {
 }
 
 int main(void) {
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   RUN(test_a_user_pays_for_all_processes);
   RUN(test_an_address_space_pays_for_itself);
   RUN(test_the_privileged_pay_nothing);

@@ -44,6 +44,16 @@ ssize_t iofs_client_read(int tid, uint64_t address, void *buf, size_t length) {
   return move(tid, address, buf, length, 0);
 }
 
+ssize_t iofs_client_read_both(int tid, uint64_t address, void *buf, size_t length,
+                              uint64_t elsewhere, void *more, size_t n_more) {
+  struct iovec local[] = {{buf, length}, {more, n_more}};
+  struct iovec remote[] = {{(void *)address, length}, {(void *)elsewhere, n_more}};
+  if (outside_user_space(address, length) || outside_user_space(elsewhere, n_more))
+    return -EFAULT;
+  ssize_t n = process_vm_readv(tid, local, 2, remote, 2, 0);
+  return n < 0 ? -errno : n;
+}
+
 ssize_t iofs_client_write(int tid, uint64_t address, const void *buf, size_t length) {
   return move(tid, address, (void *)(uintptr_t)buf, length, 1);
 }

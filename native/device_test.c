@@ -192,7 +192,7 @@ static void set_up(struct scene *scene) {
   scene->iopt = iofs_iopt_new();
   CHECK_EQ(iofs_domain_new(&config, &scene->domain), 0);
   CHECK_EQ(iofs_iopt_add_domain(scene->iopt, scene->domain), 0);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   CHECK_EQ(iofs_iopt_map_user(scene->iopt, mm, &charge, (uintptr_t)scene->memory, 8192,
                               IOFS_READ | IOFS_WRITE, 1, &iova),
            0);
@@ -468,7 +468,7 @@ static int more_answers(const void *n) { return n_answers == *(const int *)n; }
 static void map_again(struct scene *scene, uint64_t iova) {
   struct iofs_charge charge = {.mode = IOFS_CHARGE_NONE};
   struct iofs_mm *mm;
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   CHECK_EQ(iofs_iopt_map_user(scene->iopt, mm, &charge, (uintptr_t)scene->memory, 4096,
                               IOFS_READ | IOFS_WRITE, 1, &iova),
            0);

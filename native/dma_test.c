@@ -28,7 +28,7 @@ static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 static void begin_with(pid_t pid, uint32_t format) {
   struct iofs_domain_config config = {0, (1ull << 48) - 1, K4 | 2 << 20 | 1 << 30, format};
-  CHECK_EQ(iofs_mm_open(pid, &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(pid, &mm), 0);
   iopt = iofs_iopt_new();
   CHECK_EQ(iofs_domain_new(&config, &domain), 0);
   CHECK_EQ(iofs_iopt_add_domain(iopt, domain), 0);

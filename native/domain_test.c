@@ -422,7 +422,7 @@ static void test_pages_have_an_identity(void) {
 
 int main(int argc, char **argv) {
   seed = test_seed(argc, argv);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   RUN(test_a_domain_must_make_sense);
   RUN(test_alignment_rises_and_falls);
   RUN(test_the_aperture_reserves_the_rest);

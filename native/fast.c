@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "iopt.h"
+#include "mm.h"
 
 #define N_BUCKETS 1024 /* numbers of files are consecutive */
 
@@ -169,11 +170,37 @@ void iofs_fast_remove_source(struct iofs_fast *fast, int tgid) {
   free(source);
 }
 
-struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_charge *charge) {
+uint64_t fast_secret_at(uint64_t fh, int tid) {
+  struct iofs_fast *fast = fast_get(fh);
+  uint64_t address = 0;
+  if (!fast)
+    return 0;
+  pthread_mutex_lock(&fast->lock);
+  int tgid = known_thread_tgid(&fast->threads, tid);
+  struct fast_source *source = tgid ? *find_source(fast, tgid) : NULL;
+  if (source)
+    address = iofs_mm_secret_at(source->mm);
+  pthread_mutex_unlock(&fast->lock);
+  fast_put(fast);
+  return address;
+}
+
+/* Whether the process has not called exec since: its old memory may be in use all the same, by
+ * others that share it. */
+static int runs_still(struct iofs_mm *mm, const struct iofs_ioctl *ioctl,
+                      const struct thread_identity *who) {
+  if (who->is_new)
+    return iofs_mm_has(mm, who->tgid) && mm_has_secret(mm, ioctl->tid);
+  return ioctl->secret_at == mm->secret_at ? mm_is_secret(mm, ioctl->secret)
+                                           : mm_has_secret(mm, ioctl->tid);
+}
+
+struct iofs_mm *fast_get_source(struct iofs_fast *fast, const struct iofs_ioctl *ioctl,
+                                struct iofs_charge *charge) {
   struct thread_identity who;
   struct iofs_mm *mm = NULL;
   pthread_mutex_lock(&fast->lock);
-  if (fast->sources && !thread_identify(&fast->threads, tid, &who)) {
+  if (fast->sources && !thread_identify(&fast->threads, ioctl->tid, &who)) {
     struct fast_source *source = *find_source(fast, who.tgid);
     *charge = (struct iofs_charge){fast->charge_mode, who.uid, who.tgid};
     if (who.may_lock)
@@ -182,7 +209,7 @@ struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_cha
       iofs_mm_get(mm = source->mm);
   }
   pthread_mutex_unlock(&fast->lock);
-  if (mm && !iofs_mm_alive(mm)) { /* it has called exec */
+  if (mm && !runs_still(mm, ioctl, &who)) {
     iofs_mm_put(mm);
     return NULL;
   }

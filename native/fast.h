@@ -61,12 +61,18 @@ void fast_put(struct iofs_fast *fast);
 /* The address space of an id, or NULL. It is to be put. */
 struct iofs_iopt *fast_get_iopt(struct iofs_fast *fast, uint32_t id);
 
-/* Whom a thread stands for: its address space, to be put, and whom to charge. NULL: ask Python. */
-struct iofs_mm *fast_get_source(struct iofs_fast *fast, int tid, struct iofs_charge *charge);
+/* Whom a caller stands for: its address space, to be put, and whom to charge. NULL: ask Python. */
+struct iofs_mm *fast_get_source(struct iofs_fast *fast, const struct iofs_ioctl *ioctl,
+                                struct iofs_charge *charge);
+
+/* Where the secret of a thread's address space lies that such a call will have to look at, to be
+ * read with the payload, which costs less; 0: unknown. */
+uint64_t fast_secret_at(uint64_t fh, int tid);
 
 /* Carry out a call whose payload is read: 1, *result is its answer; 0: it is Python's. */
 int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result);
 int fast_is_hot(uint32_t cmd);
+int fast_maps(uint32_t cmd); /* it will ask for the source */
 
 /* Carry out a read, as iofs_fast_read(). */
 size_t fast_read(uint64_t fh, uint64_t position, size_t size, void *out);

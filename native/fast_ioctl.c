@@ -73,7 +73,7 @@ static int ioas_map(const struct call *call) {
   struct iofs_iopt *iopt = fast_get_iopt(call->fast, cmd.ioas_id);
   if (!iopt)
     return PYTHONS;
-  struct iofs_mm *mm = fast_get_source(call->fast, call->ioctl->tid, &charge);
+  struct iofs_mm *mm = fast_get_source(call->fast, call->ioctl, &charge);
   int err = -ESRCH;
   if (mm) {
     uint64_t iova = cmd.iova;
@@ -270,6 +270,8 @@ static handler *find(uint32_t cmd) {
 }
 
 int fast_is_hot(uint32_t cmd) { return !!find(cmd); }
+
+int fast_maps(uint32_t cmd) { return cmd == IOMMU_IOAS_MAP; }
 
 int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result) {
   struct iofs_fast *fast = fast_get(ioctl->fh);

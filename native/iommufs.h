@@ -47,10 +47,24 @@ uint64_t iofs_fail_allocation(uint64_t n);
  */
 struct iofs_mm;
 
-int iofs_mm_open(int tgid, struct iofs_mm **out); /* ESRCH, EPERM, EMFILE, ENOMEM */
+/* What exec leaves in the memory of a program, and nothing else has there: IOFS_SECRET bytes at an
+ * address, 0: nowhere. To read it is the caller's, as that may keep one waiting. */
+enum { IOFS_SECRET = 16 };
+uint64_t iofs_secret_at(int tid);
+uint64_t iofs_mm_secret_at(const struct iofs_mm *mm);
+
+/* That of a thread, which waits for us, of a process; `secret` is what lies there, NULL: unknown.
+ * Processes that share their memory (vfork, CLONE_VM) get the same handle. ESRCH, EPERM, ENOMEM. */
+int iofs_mm_open(int tgid, int tid, const void *secret, struct iofs_mm **out);
+int iofs_mm_open_process(int pid, struct iofs_mm **out); /* for tests: reads the secret itself */
 void iofs_mm_get(struct iofs_mm *mm);
 void iofs_mm_put(struct iofs_mm *mm);
-int iofs_mm_alive(const struct iofs_mm *mm); /* 1 while the process still runs in it, else 0 */
+int iofs_mm_alive(const struct iofs_mm *mm); /* 1 while any process runs in it, else 0 */
+
+/* 1 if a process that has opened it has not ended, and somebody runs in it; 1 if it is that process
+ * itself, which has not called exec: then its secret is the same still. */
+int iofs_mm_has(struct iofs_mm *mm, int tgid);
+int iofs_mm_runs(struct iofs_mm *mm, int tgid, const void *secret);
 
 /* Mappings of files on this device are no memory: pinning them is EFAULT. For our own mount, whose
  * files are BARs. At most 64 devices. */

@@ -126,8 +126,8 @@ int main(void) {
   CHECK(child > 0);
   CHECK((file = memfd_create("process", MFD_CLOEXEC)) >= 0);
   CHECK_EQ(ftruncate(file, 4 * K4), 0);
-  CHECK_EQ(iofs_mm_open(getpid(), &mine), 0);
-  CHECK_EQ(iofs_mm_open(child, &theirs), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mine), 0);
+  CHECK_EQ(iofs_mm_open_process(child, &theirs), 0);
   set_limit(getpid(), 16);
   set_limit(child, 16);
   RUN(test_a_user_pays_instead_of_the_other);

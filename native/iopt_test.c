@@ -20,7 +20,7 @@ static struct iofs_iopt *iopt;
 static const struct iofs_charge no_charge = {IOFS_CHARGE_NONE, 0, 0};
 
 static void begin(void) {
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   iopt = iofs_iopt_new();
 }
 

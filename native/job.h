@@ -23,6 +23,9 @@ int job_run(struct iofs_job *job);
 /* Bytes moved, fewer than length where the client's memory ends, or -errno for the first byte. May
  * wait for ever: see "job" in iommufs.h. */
 ssize_t iofs_client_read(int tid, uint64_t address, void *buf, size_t length);
+/* The same, and then so many bytes elsewhere: how many of both together. */
+ssize_t iofs_client_read_both(int tid, uint64_t address, void *buf, size_t length,
+                              uint64_t elsewhere, void *more, size_t n_more);
 ssize_t iofs_client_write(int tid, uint64_t address, const void *buf, size_t length);
 
 #endif

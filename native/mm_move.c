@@ -16,7 +16,6 @@
  *   until then had no use for a device to reach anything.
  */
 #define _GNU_SOURCE
-#include <elf.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -71,10 +70,11 @@ static int read_rights(const char *process, struct rights *out) {
   return found == 3;
 }
 
-static int compare_rights(const struct iofs_mm *mm) {
+static int compare_rights(struct iofs_mm *mm) {
   struct rights ours, theirs;
   char process[16];
-  snprintf(process, sizeof process, "%d", mm->tgid);
+  mm_look_again(mm);
+  snprintf(process, sizeof process, "%d", mm->process);
   return read_rights("self", &ours) && read_rights(process, &theirs) &&
          !memcmp(ours.uids, theirs.uids, sizeof ours.uids) &&
          !memcmp(ours.user_ns, theirs.user_ns, sizeof ours.user_ns) &&
@@ -91,25 +91,10 @@ static int has_our_rights(struct iofs_mm *mm, uint64_t now) {
 
 /* ---- the same program ------------------------------------------------------------------------ */
 
-void mm_learn_secret(struct iofs_mm *mm) {
-  Elf64_auxv_t entry;
-  for (size_t at = 0; at + sizeof entry <= mm->auxv_size; at += sizeof entry) {
-    memcpy(&entry, mm->auxv + at, sizeof entry);
-    if (entry.a_type != AT_RANDOM || entry.a_un.a_val > INT64_MAX)
-      continue;
-    off_t address = (off_t)entry.a_un.a_val;
-    if (pread(mm->mem_fd, mm->secret, sizeof mm->secret, address) == sizeof mm->secret)
-      mm->secret_at = entry.a_un.a_val;
-  }
-}
-
 static int has_secret(struct iofs_mm *mm, uint64_t now) {
-  unsigned char secret[sizeof mm->secret];
-  struct iovec here = {secret, sizeof secret}, there = {(void *)mm->secret_at, sizeof secret};
   if (now - mm->secret_seen <= SECRET_NS)
     return 1;
-  if (process_vm_readv(mm->tgid, &here, 1, &there, 1, 0) != sizeof secret ||
-      memcmp(secret, mm->secret, sizeof secret))
+  if (!mm_has_secret(mm, mm->process))
     return 0;
   mm->secret_seen = now;
   return 1;
@@ -130,8 +115,8 @@ static uint64_t move_at_once(const struct iofs_mm *mm, const struct mm_span *spa
     there[i] = (struct iovec){(void *)spans[i].address, spans[i].length};
     here.iov_len += spans[i].length;
   }
-  ssize_t done = write ? process_vm_writev(mm->tgid, &here, 1, there, n, 0)
-                       : process_vm_readv(mm->tgid, &here, 1, there, n, 0);
+  ssize_t done = write ? process_vm_writev(mm->process, &here, 1, there, n, 0)
+                       : process_vm_readv(mm->process, &here, 1, there, n, 0);
   return done > 0 ? (uint64_t)done : 0;
 }
 

@@ -3,9 +3,11 @@
 #include "mm.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,10 +50,17 @@ static void end_child(struct child *child) {
   close(child->done);
 }
 
+static int runs(struct iofs_mm *mm, int pid) {
+  unsigned char secret[IOFS_SECRET];
+  struct iovec here = {secret, IOFS_SECRET}, there = {(void *)mm->secret_at, IOFS_SECRET};
+  return process_vm_readv(pid, &here, 1, &there, 1, 0) == IOFS_SECRET &&
+         iofs_mm_runs(mm, pid, secret);
+}
+
 static void test_one_address_space_is_one_handle(void) {
   struct iofs_mm *a, *b;
-  CHECK_EQ(iofs_mm_open(getpid(), &a), 0);
-  CHECK_EQ(iofs_mm_open(getpid(), &b), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &a), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &b), 0);
   CHECK(a == b);
   CHECK_EQ(stats.mms, 1);
   CHECK_EQ(iofs_mm_alive(a), 1);
@@ -63,10 +72,10 @@ static void test_one_address_space_is_one_handle(void) {
 
 static void test_errors(void) {
   struct iofs_mm *mm;
-  CHECK_EQ(iofs_mm_open(0x3fffffff, &mm), -ESRCH);
-  CHECK_EQ(iofs_mm_open(-5, &mm), -ESRCH);
+  CHECK_EQ(iofs_mm_open_process(0x3fffffff, &mm), -ESRCH);
+  CHECK_EQ(iofs_mm_open_process(-5, &mm), -ESRCH);
   iofs_fail_allocation(1);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), -ENOMEM);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), -ENOMEM);
   CHECK_EQ(iofs_fail_allocation(0), 0);
   CHECK_EQ(stats.mms, 0);
 }
@@ -81,7 +90,7 @@ static void test_many_spans(void) {
   struct iofs_mm *mm;
   uint64_t state = 1, done, at = 0;
   CHECK(memory != MAP_FAILED);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   CHECK(mm->secret_at);
   for (size_t i = 0; i < N; i++) {
     at += test_random(&state) % 2000;
@@ -114,7 +123,7 @@ static void test_the_file_goes_on(void) {
   struct iofs_mm *mm;
   uint64_t done;
   CHECK(memory != MAP_FAILED);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   memset(buf, 7, SIZE);
   CHECK_EQ(mprotect(memory + 4 * 4096, 4096, PROT_READ), 0);
   CHECK_EQ(mm_write(mm, (uintptr_t)memory, buf, SIZE), 0);
@@ -136,9 +145,9 @@ static void test_another_secret_is_not_touched(void) {
   struct iofs_mm *mm;
   CHECK(memory != MAP_FAILED);
   struct child child = start_child(NULL);
-  CHECK_EQ(iofs_mm_open(child.pid, &mm), 0);
-  int theirs = mm->tgid;
-  mm->tgid = getpid(); /* a fork has the same secret, so give us another one */
+  CHECK_EQ(iofs_mm_open_process(child.pid, &mm), 0);
+  int theirs = mm->process;
+  mm->process = getpid(); /* a fork has the same secret, so give us another one */
   mm->secret[0] ^= 1;
   memset(buf, 9, SIZE);
   CHECK_EQ(mm_write(mm, (uintptr_t)memory, buf, SIZE), 0); /* went to the child, by the file */
@@ -147,7 +156,7 @@ static void test_another_secret_is_not_touched(void) {
   memset(buf, 0, SIZE);
   CHECK_EQ(mm_read(mm, (uintptr_t)memory, buf, SIZE), 0);
   CHECK(buf[0] == 9 && buf[SIZE - 1] == 9);
-  mm->tgid = theirs;
+  mm->process = theirs;
   mm->secret[0] ^= 1;
   iofs_mm_put(mm);
   end_child(&child);
@@ -159,8 +168,8 @@ static void test_a_fork_is_another_address_space(void) {
   struct iofs_mm *mine, *theirs;
   char buf[16] = "";
   struct child child = start_child(NULL);
-  CHECK_EQ(iofs_mm_open(getpid(), &mine), 0);
-  CHECK_EQ(iofs_mm_open(child.pid, &theirs), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mine), 0);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &theirs), 0);
   CHECK(mine != theirs);
   CHECK_EQ(mm_write(theirs, (uintptr_t)word, "child", 6), 0);
   CHECK_EQ(mm_read(theirs, (uintptr_t)word, buf, 16), 0);
@@ -187,7 +196,7 @@ static void test_an_exit_ends_it(void) {
   static char word[4];
   struct iofs_mm *mm;
   struct child child = start_child(NULL);
-  CHECK_EQ(iofs_mm_open(child.pid, &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &mm), 0);
   CHECK_EQ(iofs_mm_alive(mm), 1);
   close(child.go);
   end_child(&child);
@@ -200,11 +209,11 @@ static void test_an_exec_ends_it_and_begins_another(void) {
   struct iofs_mm *before, *after;
   char byte;
   struct child child = start_child("echo; read never");
-  CHECK_EQ(iofs_mm_open(child.pid, &before), 0);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &before), 0);
   close(child.go);
   CHECK_EQ(read(child.done, &byte, 1), 1); /* the new program speaks */
   check_gone(before, word);
-  CHECK_EQ(iofs_mm_open(child.pid, &after), 0);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &after), 0);
   CHECK(after != before);
   CHECK_EQ(iofs_mm_alive(after), 1);
   iofs_mm_put(before);
@@ -212,12 +221,123 @@ static void test_an_exec_ends_it_and_begins_another(void) {
   end_child(&child);
 }
 
+/* ---- processes that share their memory ----------------------------------------------------------- */
+
+static int share(void *arg) {
+  const int *ends = arg;
+  int never[2];
+  char byte;
+  if (read(ends[0], &byte, 1) == 1 && dup2(ends[1], 1) == 1 && !pipe(never) && !dup2(never[0], 0))
+    execl("/bin/sh", "sh", "-c", "echo; read never", NULL);
+  _exit(0);
+}
+
+/* A process that shares our memory until it is told to become a program, which then waits. */
+static struct child start_sharing_child(void) {
+  enum { STACK = 1 << 18 };
+  static int ends[2]; /* it has our memory */
+  int go[2], done[2];
+  unsigned char *stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(stack != MAP_FAILED);
+  CHECK_EQ(pipe(go) | pipe(done), 0);
+  ends[0] = go[0];
+  ends[1] = done[1];
+  struct child child = {clone(share, stack + STACK, CLONE_VM | SIGCHLD, ends), go[1], done[0]};
+  CHECK(child.pid > 0);
+  return child;
+}
+
+static void let_it_exec(const struct child *child) {
+  char byte;
+  CHECK_EQ(write(child->go, "!", 1), 1);
+  CHECK_EQ(read(child->done, &byte, 1), 1);
+}
+
+static void test_who_shares_it_has_the_same_handle_until_an_exec(void) {
+  static char word[8] = "ours";
+  struct iofs_mm *mine, *theirs, *after;
+  char buf[8];
+  int me = getpid();
+  struct child child = start_sharing_child();
+  CHECK_EQ(iofs_mm_open_process(me, &mine), 0);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &theirs), 0);
+  CHECK(mine == theirs);
+  CHECK_EQ(stats.mms, 1);
+  CHECK_EQ(runs(mine, child.pid), 1);
+  let_it_exec(&child);
+  CHECK_EQ(iofs_mm_alive(theirs), 1); /* through us */
+  CHECK_EQ(runs(theirs, child.pid), 0);
+  CHECK_EQ(runs(theirs, me), 1);
+  mm_look_again(theirs);
+  CHECK_EQ(theirs->process, me);
+  CHECK_EQ(iofs_mm_open_process(child.pid, &after), 0);
+  CHECK(after != mine);
+  CHECK(mm_read(after, (uintptr_t)word, buf, 8) || strcmp(buf, word) != 0);
+  iofs_mm_put(after);
+  iofs_mm_put(theirs);
+  iofs_mm_put(mine);
+  end_child(&child);
+}
+
+/* The child was the only one that we knew of. */
+static void test_a_parent_that_shares_it_is_known(void) {
+  struct iofs_mm *mine, *theirs;
+  int me = getpid();
+  struct child child = start_sharing_child();
+  CHECK_EQ(iofs_mm_open_process(child.pid, &theirs), 0);
+  let_it_exec(&child);
+  CHECK_EQ(iofs_mm_open_process(me, &mine), 0);
+  CHECK(mine == theirs);
+  iofs_mm_put(mine);
+  end_child(&child);
+  mm_look_again(theirs);
+  CHECK_EQ(theirs->process, me);
+  iofs_mm_put(theirs);
+}
+
+/* A program may write over what exec has left: then we do not know it any more. */
+static void test_a_changed_secret(void) {
+  struct iofs_mm *mine, *again;
+  int me = getpid();
+  CHECK_EQ(iofs_mm_open_process(me, &mine), 0);
+  unsigned char *secret = (unsigned char *)mine->secret_at;
+  secret[3] ^= 1;
+  CHECK_EQ(mm_has_secret(mine, me), 0);
+  CHECK_EQ(runs(mine, me), 0);
+  CHECK_EQ(iofs_mm_open_process(me, &again), 0);
+  CHECK(again != mine);
+  CHECK_EQ(runs(again, me), 1);
+  secret[3] ^= 1;
+  iofs_mm_put(again);
+  iofs_mm_put(mine);
+}
+
+/* Where nothing is known of a secret, addresses and a process that has not ended must do. */
+static void test_without_a_secret(void) {
+  struct iofs_mm *mine, *again, *theirs;
+  int me = getpid();
+  struct child child = start_child(NULL);
+  CHECK_EQ(iofs_mm_open(me, me, NULL, &mine), 0);
+  CHECK_EQ(iofs_mm_open(me, me, NULL, &again), 0);
+  CHECK_EQ(iofs_mm_open(child.pid, child.pid, NULL, &theirs), 0);
+  CHECK(mine == again && mine != theirs);
+  CHECK_EQ(iofs_mm_runs(mine, me, NULL), 1);
+  CHECK_EQ(iofs_mm_has(theirs, me), 0);
+  CHECK_EQ(iofs_mm_has(theirs, child.pid), 1);
+  close(child.go);
+  end_child(&child);
+  CHECK_EQ(iofs_mm_has(theirs, child.pid), 0);
+  iofs_mm_put(theirs);
+  iofs_mm_put(again);
+  iofs_mm_put(mine);
+}
+
 static void test_mappings_by_question_and_by_text_agree(void) {
   char *memory = mmap(NULL, 5 * PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   struct iofs_mm *mm;
   struct vma vma, text;
   int n = 0;
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   mprotect(memory + PAGE_SIZE, PAGE_SIZE, PROT_WRITE);
   munmap(memory + 3 * PAGE_SIZE, PAGE_SIZE);
   for (uint64_t at = (uintptr_t)memory; n < 5; at += PAGE_SIZE, n++) {
@@ -245,6 +365,10 @@ int main(void) {
   RUN(test_a_fork_is_another_address_space);
   RUN(test_an_exit_ends_it);
   RUN(test_an_exec_ends_it_and_begins_another);
+  RUN(test_who_shares_it_has_the_same_handle_until_an_exec);
+  RUN(test_a_parent_that_shares_it_is_known);
+  RUN(test_a_changed_secret);
+  RUN(test_without_a_secret);
   RUN(test_mappings_by_question_and_by_text_agree);
   return 0;
 }

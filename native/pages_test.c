@@ -356,7 +356,7 @@ static void test_random_pins(void) {
 
 int main(int argc, char **argv) {
   seed = test_seed(argc, argv);
-  CHECK_EQ(iofs_mm_open(getpid(), &mm), 0);
+  CHECK_EQ(iofs_mm_open_process(getpid(), &mm), 0);
   RUN(test_pages_of_odd_ranges);
   RUN(test_protection);
   RUN(test_holes);

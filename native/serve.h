@@ -23,6 +23,8 @@ struct iofs_ioctl {
   uint32_t compat;     /* 1: a 32-bit caller */
   uint32_t prefetched; /* bytes of `payload` read at arg, at most to the end of its page */
   uint8_t payload[128];
+  uint64_t secret_at; /* 0, or where `secret` was read in the caller's memory, with the payload */
+  uint8_t secret[16];  /* IOFS_SECRET */
 };
 
 /* Mount on `path`, make the queue and start reading. pyfuse3.init() joins in after this. */

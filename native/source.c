@@ -77,15 +77,22 @@ static int check_protection(const struct pages *pages, const struct vma *vma) {
   return vma->flags & (pages->writable ? VMA_WRITE : VMA_READ) ? 0 : -EFAULT;
 }
 
+static int look_at_file(const struct iofs_mm *mm, const struct vma *vma, struct statx *stat) {
+  char path[80];
+  snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", mm->process,
+           (unsigned long long)vma->start, (unsigned long long)vma->end);
+  return statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE, stat) ? -errno : 0;
+}
+
 /* What is known of the file behind a mapping, without asking its file system anything that a dead
  * FUSE or network server could leave unanswered. */
 static int check_file(const struct pages *pages, const struct vma *vma, uint64_t *size) {
   struct statx stat;
-  char path[80];
+  int err = look_at_file(pages->mm, vma, &stat);
   *size = INT64_MAX;
-  snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", pages->mm->tgid,
-           (unsigned long long)vma->start, (unsigned long long)vma->end);
-  if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_SIZE, &stat))
+  if (err == -ENOENT && mm_look_again(pages->mm)) /* the process is in another one */
+    err = look_at_file(pages->mm, vma, &stat);
+  if (err)
     return 0; /* no right to look: take it for memory, a copy will find out */
   if (S_ISREG(stat.stx_mode)) {
     *size = stat.stx_size;

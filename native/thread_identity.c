@@ -133,9 +133,16 @@ int thread_identify(struct known_threads *known, int tid, struct thread_identity
   pthread_once(&once, init);
   struct known_thread *kept = &known->threads[(unsigned)tid % N_KNOWN_THREADS];
   int err = kept->tid == tid ? identify(kept, out) : -ESRCH;
-  if (err && !(err = find(tid, kept))) /* the number was another thread's */
+  if (err && !(err = find(tid, kept))) { /* the number was another thread's */
     err = identify(kept, out);
+    out->is_new = 1;
+  }
   return err;
+}
+
+int known_thread_tgid(const struct known_threads *known, int tid) {
+  const struct known_thread *kept = &known->threads[(unsigned)tid % N_KNOWN_THREADS];
+  return tid > 0 && kept->tid == tid ? kept->tgid : 0;
 }
 
 void known_threads_forget(struct known_threads *known) {

@@ -8,6 +8,7 @@
 
 struct thread_identity {
   int tgid;
+  int is_new;   /* it was not known: its process may be one that has the number of another */
   int may_lock; /* CAP_IPC_LOCK, in our user namespace */
   uint32_t uid; /* the real one, of a thread that may not */
 };
@@ -21,6 +22,7 @@ struct known_threads {
 
 /* 0, or -errno: this kernel cannot say (before Linux 6.13), or it is gone. */
 int thread_identify(struct known_threads *known, int tid, struct thread_identity *out);
+int known_thread_tgid(const struct known_threads *known, int tid); /* as last seen; 0: unknown */
 void known_threads_forget(struct known_threads *known);
 
 #endif

@@ -227,13 +227,21 @@ static void take_read(const struct fuse_in_header *in, size_t length) {
 
 /* ---- ioctls ---------------------------------------------------------------------------------- */
 
-/* Bytes of the payload, not into the next page, which Linux might never touch. */
+/* Bytes of the payload, not into the next page, which Linux might never touch, and the secret of who
+ * is about to map. */
 static void fetch(struct iofs_ioctl *ioctl) {
   size_t length = 4096 - ioctl->arg % 4096;
   if (length > sizeof ioctl->payload)
     length = sizeof ioctl->payload;
-  ssize_t got = iofs_client_read(ioctl->tid, ioctl->arg, ioctl->payload, length);
-  ioctl->prefetched = got > 0 ? got : 0;
+  if (fast_enabled && fast_maps(ioctl->cmd))
+    ioctl->secret_at = fast_secret_at(ioctl->fh, ioctl->tid);
+  _Static_assert(sizeof ioctl->secret == IOFS_SECRET, "one size");
+  size_t n_secret = ioctl->secret_at ? sizeof ioctl->secret : 0;
+  ssize_t got = iofs_client_read_both(ioctl->tid, ioctl->arg, ioctl->payload, length,
+                                      ioctl->secret_at, ioctl->secret, n_secret);
+  if (got < (ssize_t)(length + n_secret))
+    ioctl->secret_at = 0;
+  ioctl->prefetched = got < 0 ? 0 : (size_t)got < length ? (uint32_t)got : (uint32_t)length;
 }
 
 static void answer_ioctl(uint64_t unique, int32_t result) {

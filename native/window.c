@@ -82,7 +82,7 @@ static int memfile_is_on(const struct iofs_mm *mm, uint32_t major, uint32_t mino
   for (unsigned i = 0; i < n_internal; i++)
     if (internal[i] == makedev(major, minor))
       return 1;
-  snprintf(path, sizeof path, "/proc/%d/mountinfo", mm->tgid);
+  snprintf(path, sizeof path, "/proc/%d/mountinfo", mm->process);
   return is_memory_mount(path, major, minor) ||
          is_memory_mount("/proc/self/mountinfo", major, minor);
 }
@@ -165,11 +165,17 @@ int memfile_of_fd(struct iofs_mm *mm, int fd, struct memfile **out) {
   return find_or_open(mm, makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino, path, out);
 }
 
-int memfile_of_vma(struct iofs_mm *mm, const struct vma *vma, struct memfile **out) {
+static int open_vma(struct iofs_mm *mm, const struct vma *vma, struct memfile **out) {
   char path[80];
-  snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", mm->tgid,
+  snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", mm->process,
            (unsigned long long)vma->start, (unsigned long long)vma->end);
   return find_or_open(mm, makedev(vma->major, vma->minor), vma->ino, path, out);
+}
+
+int memfile_of_vma(struct iofs_mm *mm, const struct vma *vma, struct memfile **out) {
+  int err = open_vma(mm, vma, out);
+  int is_elsewhere = err == -ENOENT || err == -EFAULT; /* the process, in another address space */
+  return is_elsewhere && mm_look_again(mm) ? open_vma(mm, vma, out) : err;
 }
 
 /* Under the lock. */

@@ -6,7 +6,6 @@ the client can no longer name its objects, but they go on working.
 
 import errno
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from iommufs._native import ffi, lib
@@ -63,28 +62,41 @@ class Ctx:
         self._users -= 1
         if not self._users:
             self.objects.clear()
-            self._close_mms(lambda mm: True)
+            self._close_mms(list(self._mms))
             self.fast.close()
             _live.discard(self)
 
-    def _close_mms(self, which: Callable[[Mm], bool]) -> None:
-        for tgid in [tgid for tgid, mm in self._mms.items() if which(mm)]:
+    def _close_mms(self, tgids: list[int]) -> None:
+        for tgid in tgids:
             self.fast.remove_source(tgid)
             self._mms.pop(tgid).close()
 
-    def source(self, caller: Caller) -> tuple[Any, Any]:
+    async def source(self, caller: Caller) -> tuple[Any, Any]:
         """Whose memory a mapping by this caller is, and whom it is charged to, for native calls.
 
         The caller's address space comes from the same handle for as long as it stays the same one.
         """
-        tgid = caller.tgid
-        mm = self._mms.get(tgid)
-        if mm is None or not mm.alive:
-            self._close_mms(lambda mm: not mm.alive)
-            mm = self._mms[tgid] = caller.mm()
-            self.fast.add_source(tgid, mm.handle)
-        charge = {"mode": self._charge_mode(caller), "uid": caller.real_uid, "tgid": tgid}
+        mm = await self._mm_of(caller)
+        mode, tgid = self._charge_mode(caller), caller.tgid
+        charge = {"mode": mode, "uid": caller.real_uid, "tgid": tgid}
         return mm.handle, ffi.new("struct iofs_charge *", charge)
+
+    async def _mm_of(self, caller: Caller) -> Mm:
+        tgid = caller.tgid
+        while True:
+            mm = self._mms.get(tgid)
+            secret = await caller.secret(mm)
+            if self._mms.get(tgid) is not mm:
+                continue  # another thread of the client was faster
+            if mm is None:
+                break
+            if mm.runs(tgid, secret):
+                return mm
+            self._close_mms([tgid])
+        self._close_mms([other for other, mm in self._mms.items() if not mm.has(other)])
+        mm = self._mms[tgid] = caller.mm(secret)
+        self.fast.add_source(tgid, mm.handle)
+        return mm
 
     def _charge_mode(self, caller: Caller) -> int:
         if caller.capable(CAP_IPC_LOCK):

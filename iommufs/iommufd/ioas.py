@@ -183,7 +183,7 @@ async def vfio_ioas(ucmd: Ucmd) -> None:
         raise UapiError(errno.EOPNOTSUPP, f"op {cmd.op}")
 
 
-def ioas_change_process(ucmd: Ucmd) -> None:
+async def ioas_change_process(ucmd: Ucmd) -> None:
     """Let the calling process own and pay for all mappings (IOMMU_IOAS_CHANGE_PROCESS).
 
     Errors: EOPNOTSUPP  reserved field      ENOMEM  its RLIMIT_MEMLOCK
@@ -195,8 +195,8 @@ def ioas_change_process(ucmd: Ucmd) -> None:
     if ucmd.cmd.__reserved:
         raise UapiError(errno.EOPNOTSUPP, "reserved field")
     ctx = ucmd.file
+    mm, charge = await ctx.source(ucmd.caller)
     iopts = [ioas.iopt for ioas in ctx.objects.of_type(Ioas)]
-    mm, charge = ctx.source(ucmd.caller)
     result = lib.iofs_iopts_change_process(iopts, len(iopts), mm, charge)
     if result == -errno.ESRCH:
         raise UapiError(errno.EINVAL, "moved, but the process that paid has ended")

@@ -67,7 +67,7 @@ async def ioas_map(ucmd: Ucmd) -> None:
     prot = _prot(cmd.flags)
     with ctx.objects.use(cmd.ioas_id, Ioas) as ioas:
         iova = _iova_out(cmd.iova)
-        source = *ctx.source(ucmd.caller), cmd.user_va, cmd.length
+        source = *await ctx.source(ucmd.caller), cmd.user_va, cmd.length
         result = lib.iofs_iopt_map_user(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
         check(result, f"map {cmd.length:#x} bytes of {cmd.user_va:#x}")
         cmd.iova = iova[0]
@@ -97,25 +97,25 @@ async def ioas_map_file(ucmd: Ucmd) -> None:
         iova = _iova_out(cmd.iova)
         dmabuf = find_dmabuf(ctx, ucmd.caller, cmd.fd)
         if dmabuf is not None:
-            _map_dmabuf(ucmd, ioas, dmabuf, prot, iova)
+            await _map_dmabuf(ucmd, ioas, dmabuf, prot, iova)
         else:
-            _map_file(ucmd, ioas, prot, iova)
+            await _map_file(ucmd, ioas, prot, iova)
         cmd.iova = iova[0]
         await ucmd.respond()
 
 
-def _map_file(ucmd: Ucmd, ioas: Ioas, prot: int, iova: Any) -> None:
+async def _map_file(ucmd: Ucmd, ioas: Ioas, prot: int, iova: Any) -> None:
     cmd = ucmd.cmd
     fd = ucmd.caller.get_fd(cmd.fd)
     try:
-        source = *ucmd.file.source(ucmd.caller), fd, cmd.start, cmd.length
+        source = *await ucmd.file.source(ucmd.caller), fd, cmd.start, cmd.length
         result = lib.iofs_iopt_map_file(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)
         check(result, f"map {cmd.length:#x} bytes at {cmd.start:#x} of a file")
     finally:
         lib.iofs_client_close(fd)
 
 
-def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) -> None:
+async def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) -> None:
     """Source: iopt_alloc_dmabuf_pages()"""
     cmd = ucmd.cmd
     if cmd.start + cmd.length > dmabuf.length:
@@ -124,7 +124,7 @@ def _map_dmabuf(ucmd: Ucmd, ioas: Ioas, dmabuf: Dmabuf, prot: int, iova: Any) ->
         raise UapiError(errno.ENODEV, "the dma-buf is revoked")
     if dmabuf.n_ranges != 1:
         raise UapiError(errno.EOPNOTSUPP, f"a dma-buf of {dmabuf.n_ranges} ranges")
-    mm, _ = ucmd.file.source(ucmd.caller)
+    mm, _ = await ucmd.file.source(ucmd.caller)
     start = dmabuf.base + cmd.start
     source = mm, dmabuf.memory_fd, dmabuf.name, start, cmd.length
     result = lib.iofs_iopt_map_dmabuf(ioas.iopt, *source, prot, cmd.flags & _FIXED, iova)

@@ -146,7 +146,7 @@ async def access_pages(ucmd: Ucmd) -> None:
     file.items[number] = iova, length
     try:
         if cmd.uptr:
-            mm, _ = ucmd.file.source(ucmd.caller)
+            mm, _ = await ucmd.file.source(ucmd.caller)
             access.check_map(iova, length, mm, cmd.uptr)
         cmd.out_access_pages_id = number
         await ucmd.respond()

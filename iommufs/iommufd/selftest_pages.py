@@ -41,7 +41,7 @@ def set_temp_memory_limit(ucmd: Ucmd) -> None:
         raise UapiError(errno.EINVAL, f"{ucmd.cmd.memory_limit.limit} bytes")
 
 
-def check_map(ucmd: Ucmd) -> None:
+async def check_map(ucmd: Ucmd) -> None:
     """Whether IOVAs lead to the very pages that the client has at an address (MD_CHECK_MAP).
 
     Errors: ENOENT  no such HWPT        EFAULT  the client has no page there
@@ -49,16 +49,16 @@ def check_map(ucmd: Ucmd) -> None:
     Source: iommufd_test_md_check_pa()
     """
     cmd = ucmd.cmd.check_map
-    hwpt = ucmd.file.objects.find(ucmd.cmd.id, HwptPaging)
-    page_size = hwpt.config.page_sizes & -hwpt.config.page_sizes
-    if (cmd.iova | cmd.length | cmd.uptr) % page_size or cmd.uptr + cmd.length > U64_MAX:
-        raise UapiError(errno.EINVAL, "not in whole pages")
-    mm, _ = ucmd.file.source(ucmd.caller)
-    result = lib.iofs_domain_check_map(hwpt.domain, cmd.iova, cmd.length, mm, cmd.uptr)
-    check(result, f"{cmd.iova:#x} is not {cmd.uptr:#x}")
+    with ucmd.file.objects.use(ucmd.cmd.id, HwptPaging) as hwpt:
+        page_size = hwpt.config.page_sizes & -hwpt.config.page_sizes
+        if (cmd.iova | cmd.length | cmd.uptr) % page_size or cmd.uptr + cmd.length > U64_MAX:
+            raise UapiError(errno.EINVAL, "not in whole pages")
+        mm, _ = await ucmd.file.source(ucmd.caller)
+        result = lib.iofs_domain_check_map(hwpt.domain, cmd.iova, cmd.length, mm, cmd.uptr)
+        check(result, f"{cmd.iova:#x} is not {cmd.uptr:#x}")
 
 
-def check_refs(ucmd: Ucmd) -> None:
+async def check_refs(ucmd: Ucmd) -> None:
     """Whether each of the client's pages is pinned so many times (MD_CHECK_REFS).
 
     Errors: EIO     one is not      EFAULT  the client has no page there
@@ -68,7 +68,7 @@ def check_refs(ucmd: Ucmd) -> None:
     cmd = ucmd.cmd.check_refs
     if (cmd.length | cmd.uptr) % PAGE_SIZE or cmd.uptr + cmd.length > U64_MAX:
         raise UapiError(errno.EINVAL, "not in whole pages")
-    mm, _ = ucmd.file.source(ucmd.caller)
+    mm, _ = await ucmd.file.source(ucmd.caller)
     check(lib.iofs_check_pins(mm, cmd.uptr, cmd.length, cmd.refs), f"pins of {cmd.uptr:#x}")
 
 

@@ -81,7 +81,7 @@ def set_iommu(ucmd: Ucmd) -> None:
             check(lib.iofs_iopt_set_huge_pages(ioas.iopt, 0), "small pages only")
 
 
-def iommu_map_dma(ucmd: Ucmd) -> None:
+async def iommu_map_dma(ucmd: Ucmd) -> None:
     """Map client memory at an IOVA (VFIO_IOMMU_MAP_DMA).
 
     In:     flags   READ, WRITE; none of them will do as long as there is no domain
@@ -98,7 +98,7 @@ def iommu_map_dma(ucmd: Ucmd) -> None:
     if cmd.flags & _WRITE:
         prot |= lib.IOFS_WRITE
     with compat_ioas(ctx) as ioas:
-        source = *ctx.source(ucmd.caller), cmd.vaddr, cmd.size
+        source = *await ctx.source(ucmd.caller), cmd.vaddr, cmd.size
         iova = ffi.new("uint64_t *", cmd.iova)
         result = lib.iofs_iopt_map_user(ioas.iopt, *source, prot, True, iova)
         check(result, f"map {cmd.size:#x} bytes of {cmd.vaddr:#x}")

@@ -208,7 +208,7 @@ class Core:
 
         self.ffi, self.lib, self.files = ffi, lib, prepare()
         out = ffi.new("struct iofs_mm **")
-        assert lib.iofs_mm_open(os.getpid(), out) == 0
+        assert lib.iofs_mm_open_process(os.getpid(), out) == 0
         self.source = out[0], ffi.new("struct iofs_charge *")
         self.iopts = [lib.iofs_iopt_new() for _ in range(2)]
         self.attached = None

@@ -1,6 +1,5 @@
 """The questions of probe/extra.c: every record as Linux answered it."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,6 @@ import pytest
 pytestmark = pytest.mark.mount
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-
-
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("oracle_compare_extra", HERE / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_live_mapping_keeps_a_closed_device_open(compare, tmp_path):

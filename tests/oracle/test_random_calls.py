@@ -8,24 +8,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-DEFAULT = HERE.parent.parent / "iommufs" / "topologies" / "default.toml"
 KINDS = {"intel": "vtd", "amd": "amd"}
 RUNS = {path.stem: path for path in (HERE / "random_calls").glob("linux-7.3-*.txt")}
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """The default machine as the reference guest has it: its kernel has the test ioctl."""
-
-    def make(kind):
-        (tmp_path / "default").symlink_to(DEFAULT.with_suffix(""))
-        config = tmp_path / "machine.toml"
-        text = DEFAULT.read_text()
-        assert 'kind = "vtd"' in text
-        config.write_text("[iommufd]\ntest = true\n" + text.replace('"vtd"', f'"{kind}"'))
-        return config
-
-    return make
 
 
 @pytest.mark.mount

@@ -28,7 +28,7 @@ def space():
     """An iopt, the handle of our own memory, and a check that nothing stays behind."""
     before = counts()
     out = ffi.new("struct iofs_mm **")
-    assert lib.iofs_mm_open(os.getpid(), out) == 0
+    assert lib.iofs_mm_open_process(os.getpid(), out) == 0
     iopt = lib.iofs_iopt_new()
     yield iopt, out[0]
     lib.iofs_iopt_free(iopt)
