@@ -200,7 +200,8 @@ int iofs_mm_has(struct iofs_mm *mm, int tgid) {
 }
 
 int iofs_mm_runs(struct iofs_mm *mm, int tgid, const void *secret) {
-  return iofs_mm_has(mm, tgid) && is_known(mm, secret);
+  return iofs_mm_has(mm, tgid) &&
+         (mm->secret_at ? secret && mm_is_secret(mm, secret) : mm_may_run(mm, tgid));
 }
 
 int mm_look_again(struct iofs_mm *mm) {

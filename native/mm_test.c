@@ -328,8 +328,27 @@ static void test_without_a_secret(void) {
   end_child(&child);
   CHECK_EQ(iofs_mm_has(theirs, child.pid), 0);
   iofs_mm_put(theirs);
+  child = start_sharing_child();
+  CHECK_EQ(iofs_mm_open(child.pid, child.pid, NULL, &theirs), 0);
+  CHECK(theirs == mine);
+  CHECK_EQ(iofs_mm_runs(theirs, child.pid, NULL), 1);
+  let_it_exec(&child);
+  CHECK_EQ(iofs_mm_runs(theirs, child.pid, NULL), 0);
+  CHECK_EQ(iofs_mm_runs(theirs, me, NULL), 1);
+  end_child(&child);
+  iofs_mm_put(theirs);
   iofs_mm_put(again);
   iofs_mm_put(mine);
+}
+
+static void test_where_a_secret_lies(void) {
+  const uint64_t wide[] = {33, 0x7fff0000, 25, 0x7ffe12345678, 0, 0};
+  const uint32_t narrow[] = {33, 0xf7f00000, 6, 4096, 25, 0xffe12340, 0, 0};
+  const uint32_t none[] = {33, 0xf7f00000, 0, 0, 25, 0xffe12340};
+  CHECK_EQ(mm_secret_at((const void *)wide, sizeof wide), 0x7ffe12345678);
+  CHECK_EQ(mm_secret_at((const void *)narrow, sizeof narrow), 0xffe12340);
+  CHECK_EQ(mm_secret_at((const void *)none, sizeof none), 0);
+  CHECK_EQ(mm_secret_at((const void *)wide, 16), 0);
 }
 
 static void test_mappings_by_question_and_by_text_agree(void) {
@@ -369,6 +388,7 @@ int main(void) {
   RUN(test_a_parent_that_shares_it_is_known);
   RUN(test_a_changed_secret);
   RUN(test_without_a_secret);
+  RUN(test_where_a_secret_lies);
   RUN(test_mappings_by_question_and_by_text_agree);
   return 0;
 }

@@ -24,6 +24,17 @@
 
 /* ---- what exec has left ---------------------------------------------------------------------- */
 
+/* Of a 32-bit program its words have 32 bits. */
+static uint64_t secret_at_32(const unsigned char *auxv, size_t size) {
+  Elf32_auxv_t entry;
+  for (size_t at = 0; at + sizeof entry <= size; at += sizeof entry) {
+    memcpy(&entry, auxv + at, sizeof entry);
+    if (entry.a_type == AT_RANDOM || entry.a_type == AT_NULL)
+      return entry.a_type == AT_RANDOM ? entry.a_un.a_val : 0;
+  }
+  return 0;
+}
+
 uint64_t mm_secret_at(const unsigned char *auxv, size_t size) {
   Elf64_auxv_t entry;
   for (size_t at = 0; at + sizeof entry <= size; at += sizeof entry) {
@@ -31,7 +42,7 @@ uint64_t mm_secret_at(const unsigned char *auxv, size_t size) {
     if (entry.a_type == AT_RANDOM && entry.a_un.a_val <= INT64_MAX)
       return entry.a_un.a_val;
   }
-  return 0;
+  return secret_at_32(auxv, size);
 }
 
 int mm_is_secret(const struct iofs_mm *mm, const void *secret) {
@@ -62,6 +73,25 @@ static int has_auxv(const struct iofs_mm *mm, int tid) {
   return size == (ssize_t)mm->auxv_size && !memcmp(auxv, mm->auxv, mm->auxv_size);
 }
 
+/* The first thread of a process may have ended, and the others go on. */
+static int find_thread(const struct iofs_mm *mm, int tgid) {
+  char path[32];
+  int found = 0;
+  if (has_auxv(mm, tgid))
+    return tgid;
+  snprintf(path, sizeof path, "/proc/%d/task", tgid);
+  DIR *threads = opendir(path);
+  const struct dirent *entry;
+  while (threads && !found && (entry = readdir(threads))) {
+    int tid = atoi(entry->d_name);
+    if (tid > 0 && has_auxv(mm, tid))
+      found = tid;
+  }
+  if (threads)
+    closedir(threads);
+  return found;
+}
+
 /* ---- users ----------------------------------------------------------------------------------- */
 
 static int has_exited(const struct mm_user *user) {
@@ -75,6 +105,8 @@ static struct mm_user *find_user(struct iofs_mm *mm, int tgid) {
       return &mm->users[i];
   return NULL;
 }
+
+int mm_may_run(struct iofs_mm *mm, int tgid) { return !!find_thread(mm, tgid); }
 
 int mm_has_user(struct iofs_mm *mm, int tgid) {
   const struct mm_user *user = find_user(mm, tgid);
@@ -132,25 +164,6 @@ void mm_add_parents(struct iofs_mm *mm, int tid) {
   int parent = parent_of(tid);
   while (parent > 0 && share(tid, parent) && !mm_add_user(mm, parent))
     parent = parent_of(parent);
-}
-
-/* The first thread of a process may have ended, and the others go on. */
-static int find_thread(const struct iofs_mm *mm, int tgid) {
-  char path[32];
-  int found = 0;
-  if (has_auxv(mm, tgid))
-    return tgid;
-  snprintf(path, sizeof path, "/proc/%d/task", tgid);
-  DIR *threads = opendir(path);
-  const struct dirent *entry;
-  while (threads && !found && (entry = readdir(threads))) {
-    int tid = atoi(entry->d_name);
-    if (tid > 0 && has_auxv(mm, tid))
-      found = tid;
-  }
-  if (threads)
-    closedir(threads);
-  return found;
 }
 
 int mm_find_process(struct iofs_mm *mm) {

@@ -18,7 +18,8 @@ static test *const tests[] = {
     test_changed_file,       test_closed_by_exec, test_passed,            test_bind_by_child,
     test_closed,             test_queues,         test_returned,          test_container,
     test_container_limit,    test_limit,          test_limit_shared,      test_privileges,
-    test_other_views,        test_change_process,
+    test_threads_of_users,   test_user_namespace, test_pid_namespace,     test_other_views,
+    test_change_process,
 };
 
 static void find_devices(void) {

@@ -4,6 +4,9 @@
 
 #include "scene.h"
 
+#include <linux/capability.h>
+#include <sys/syscall.h>
+
 #define LIMIT 16 // pages
 
 static void limit(int pages) {
@@ -158,6 +161,146 @@ static void test_privileges(void) {
     rec_room("the real user, with more", s);
     rec_detach("detach", edu_dev);
     rec_unmap("unmap", s, 0, ~0ull);
+  }
+  drop(s);
+}
+
+static struct space thread_space;
+
+// Calls the kernel, not the C library, which would change all threads.
+static void *is_another_user(void *uid) {
+  long id = (long)uid;
+  if (syscall(SYS_setresuid, id, id, id))
+    perror("setresuid");
+  rec_room("thread of a user", thread_space);
+  rec_map("maps", thread_space, BUF, 2 * PAGE, 0x100000 + (u64)id * 2 * PAGE);
+  rec_room("is left", thread_space);
+  return 0;
+}
+
+static void set_ipc_lock(int on) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct data[2];
+  u32 bit = 1u << CAP_IPC_LOCK;
+  syscall(SYS_capget, &header, data);
+  data[0].effective = on ? data[0].effective | bit : data[0].effective & ~bit;
+  if (syscall(SYS_capset, &header, data))
+    perror("capset");
+}
+
+// Users and capabilities are a thread's, the limit is its process'.
+static void test_threads_of_users(void) {
+  section("threads-of-users");
+  struct space s = thread_space = limited_space(0);
+  limit(4);
+  pthread_t thread;
+  for (long uid = 60000; uid < 60002; uid++) {
+    pthread_create(&thread, 0, is_another_user, (void *)uid);
+    pthread_join(thread, 0);
+    rec_room("first thread", s);
+  }
+  IN_CHILD {
+    become(60000);
+    rec_room("another process of the first user", s);
+  }
+  set_ipc_lock(0);
+  rec_room("root without CAP_IPC_LOCK", s);
+  rec_map("maps", s, BUF, 3 * PAGE, 0x200000);
+  rec_room("is left", s);
+  set_ipc_lock(1);
+  rec_room("and with it", s);
+  IN_CHILD {
+    set_ipc_lock(0);
+    rec_room("child of root", s);
+  }
+  drop(s);
+}
+
+static void test_user_namespace(void) {
+  section("user-namespace");
+  struct space s = limited_space(0);
+  struct line l = new_line();
+  limit(4);
+  IN_CHILD {
+    rec_room("root", s);
+    rec("unshare(CLONE_NEWUSER)", "", unshare(CLONE_NEWUSER), 0);
+    rec_room("all capabilities, in another namespace", s);
+    option("RLIMIT_MODE", s.f, 0, 0, 0, 0);
+    struct space mine = {open("/dev/iommu", O_RDWR), 0};
+    rec("open", "", mine.f < 0 ? -1 : 0, 0);
+    option("RLIMIT_MODE", mine.f, 0, 0, 0, 1);
+    rec_map("map", s, BUF, 2 * PAGE, 0x100000);
+    rec_room("is left", s);
+    IN_CHILD {
+      rec_room("for a child", s);
+      rec("unshare(CLONE_NEWUSER)", "", unshare(CLONE_NEWUSER), 0);
+      rec_room("one further down", s);
+    }
+  }
+  IN_CHILD {
+    become(60000);
+    rec("unshare(CLONE_NEWUSER)", "", unshare(CLONE_NEWUSER), 0);
+    rec_room("a user's", s);
+    prctl(PR_SET_DUMPABLE, 1); // else it is root's
+    int uid_map = open("/proc/self/uid_map", O_WRONLY);
+    rec("root there", "", write(uid_map, "0 60000 1", 9), 0);
+    rec("uid", "", getuid(), 0);
+    rec_map("map", s, BUF, PAGE, 0x200000);
+    rec_room("is left", s);
+    option("RLIMIT_MODE", s.f, 0, 0, 0, 0);
+    IN_CHILD {
+      rec("unshare(CLONE_NEWUSER)", "", unshare(CLONE_NEWUSER), 0);
+      rec_room("one further down", s);
+    }
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/user", getpid());
+    send_fd(l, 1, open(path, O_RDONLY));
+  }
+  IN_CHILD {
+    rec("setns", "", setns(receive_fd(l, 0), CLONE_NEWUSER), 0);
+    rec_room("who was root", s);
+  }
+  IN_CHILD {
+    become(60000);
+    rec_room("the same user outside", s);
+  }
+  drop(s);
+}
+
+static void test_pid_namespace(void) {
+  section("pid-namespace");
+  struct space s = new_dma_space();
+  fcntl(edu_dev->fd, F_SETFD, 0);
+  fill(70);
+  IN_CHILD {
+    rec("unshare(CLONE_NEWPID)", "", unshare(CLONE_NEWPID), 0);
+    IN_CHILD {
+      fill(71);
+      rec("pid", "", getpid(), 0);
+      rec_map("map", s, BUF, PAGE, 0x10000);
+      rec_map("again", s, BUF + PAGE, PAGE, 0x11000);
+      rec_dma_read("its memory", 0x10000);
+      int access = new_access(s, 0);
+      BUF[3] = 72;
+      rec_access_read("access", s, access, 0x10000, 0);
+      int e = eventfd(0, EFD_NONBLOCK);
+      set_irqs("eventfd", edu_dev->fd, 24, TRIGGER | EVENTFD, 1, 0, 1, e, -1);
+      set_irqs("ring", edu_dev->fd, 20, TRIGGER | NONE, 1, 0, 1, -1, -1);
+      rec_eventfd("it rang", e);
+      int d = open(other_dev->cdev, O_RDWR);
+      bind_dev("bind", d, 24, 0, s.f, 0, 0);
+      int memory = memfd_create("m", 0);
+      nobody_cares = ftruncate(memory, 4 * PAGE);
+      map_file("map a file", s, memory, 0, PAGE, 0x20000);
+      IN_CHILD {
+        rec("pid", "", getpid(), 0);
+        rec_map("child maps", s, BUF, PAGE, 0x30000);
+        exec_self("exec", s);
+      }
+      limit(4);
+      become(60000);
+      rec_room("user", s);
+    }
   }
   drop(s);
 }
