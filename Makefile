@@ -5,8 +5,9 @@
 # make soak RUNS=1000    as many runs of a program in a row: nothing is left of them
 # make bench   figures beside floors and peers (docs/benchmarks.md): a minute
 # make lint    ruff; the C side is compiled with -Werror anyway
-# make test-clients [LIBVFN=DIR]    QEMU, DPDK, Linux guests and libvfn under `iommufs run`; fetches what is
-#              Debian's of it (170 MB); LIBVFN names the sources of libvfn, which Debian does not have
+# make test-clients [LIBVFN=DIR] [SPDK=DIR]    QEMU, DPDK, Linux guests, pciutils, libvfn and SPDK under
+#              `iommufs run`; fetches what is Debian's of it (170 MB); LIBVFN names the sources of libvfn, SPDK
+#              a directory in which SPDK is built, which Debian does not have
 # make conformance KERNEL_SRC=DIR    the kernel's own iommufd selftests, from a kernel tree
 # make conformance-vfio KERNEL_SRC=DIR    likewise its vfio selftests
 # Each makes the clone ready first (scripts/set-up); nothing else needs to be installed by hand.
@@ -53,7 +54,7 @@ lint: set-up
 
 test-clients: set-up
 	$(if $(LIBVFN),$(PYTHON) -m pip install --quiet meson)
-	$(PYTHON) -m pytest tests/clients $(if $(LIBVFN),--libvfn=$(LIBVFN)) $(ARGS)
+	$(PYTHON) -m pytest tests/clients $(if $(LIBVFN),--libvfn=$(LIBVFN)) $(if $(SPDK),--spdk=$(SPDK)) $(ARGS)
 
 conformance: set-up
 	scripts/conformance "$(KERNEL_SRC)" $(ARGS)

@@ -244,7 +244,7 @@ class Machine:
         """A node, and in char/ the link by its number that udev makes for each."""
         major, minor = node.rdev
         place(self.root, f"dev/{path}", node)
-        place(self.root, f"dev/char/{major}:{minor}", Link(f"../{path}"))
+        place(self.root, f"dev/char/{major}:{minor}", Link(f"../{path}", len(path) + 3))
 
     def _remove_node(self, path: str) -> None:
         node = lookup(self.root, f"dev/{path}")

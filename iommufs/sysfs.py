@@ -10,6 +10,7 @@ Not here: the directories of the PCI functions themselves (sysfs_pci.py).
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -285,7 +286,18 @@ class Sysfs:
         self._place(f"{path}/power", Power().directory())
         self._place(f"{path}/subsystem", Link("../../../../class/iommu"))
         self._place(f"{path}/uevent", uevent(None))
+        iommu = self._machine.iommu
+        for name in iommu.shown(0):
+            show = functools.partial(self._show_iommu, name)
+            self._place(f"{path}/{iommu.shown_in}/{name}", text(show))
         self._place(f"class/iommu/{instance}", Link(f"../../{path}"))
+
+    def _show_iommu(self, name: str) -> str:
+        """Groups of the machine's have a page table each, those of clients what is attached."""
+        groups = {dev.group for dev in self._bus.devs.values()}
+        own = sum(not group.owned_by_client for group in groups)
+        attached = {group.domain for group in groups} - {None}
+        return self._machine.iommu.shown(own + len(attached))[name]
 
     # -- misc devices: iommufd, the VFIO container ------------------------------------------------
 

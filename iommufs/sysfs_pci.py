@@ -8,7 +8,6 @@ port services below a bridge) is not there.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,20 +27,13 @@ from iommufs.sysfs_attrs import (
     text,
     uevent,
 )
+from iommufs.sysfs_place import whereabouts
 from iommufs.sysfs_registers import BarFile, Config, FunctionPower, Rom
 from iommufs.sysfs_resource import bar_addresses, resources
 from iommufs.vfio.sriov import OFFSET, STRIDE, VF_DEVICE, Sriov
 
 SPEEDS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0", 6: "64.0"}
 U16_MAX = 0xFFFF
-
-
-def local_cpus() -> tuple[str, str]:
-    """The CPUs next to the function, which are all: as list and as mask."""
-    n = os.cpu_count() or 1
-    mask = f"{(1 << n) - 1:x}"
-    groups = [mask[max(0, end - 8) : end] for end in range(len(mask), 0, -8)]
-    return f"0-{n - 1}" if n > 1 else "0", ",".join(reversed(groups))
 
 
 class FunctionDir:
@@ -74,6 +66,7 @@ class FunctionDir:
         nodes: dict[str, Node] = {}
         nodes |= self._identity()
         nodes |= self._state()
+        nodes |= whereabouts()
         nodes |= self._switches()
         nodes |= self._resources()
         nodes |= self._links()
@@ -130,15 +123,12 @@ class FunctionDir:
 
     def _state(self) -> dict[str, Node]:
         slot = self._dev.slot
-        cpu_list, cpu_mask = local_cpus()
         return {
             "ari_enabled": text(str(int(self._has_ari))),
             "consistent_dma_mask_bits": text(str(slot.dma_mask_bits)),
             "dma_mask_bits": text(str(slot.dma_mask_bits)),
             "irq": text(str(slot.irq)),
             "link": Dir(),
-            "local_cpulist": text(cpu_list),
-            "local_cpus": text(cpu_mask),
             "power": self._power.directory(),
             "power_state": text(self._power.state),
         }

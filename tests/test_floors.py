@@ -35,6 +35,7 @@ FLOORS = [
         "pci_sriov",
         "vfio_pci",
         "sysfs_attrs",
+        "sysfs_place",
         "sysfs_resource",
         "sysfs_registers",
         "sysfs_pci",

@@ -48,6 +48,11 @@ class Dir:
         found = ((name, self.find(name)) for name in sorted(names))
         return [(name, node) for name, node in found if node is not None]
 
+    @property
+    def n_links(self) -> int:
+        """Its own name, its dot, and the two dots of each directory in it."""
+        return 2 + sum(isinstance(node, Dir) for node in self.entries.values())
+
 
 @dataclass(eq=False)
 class Unlisted:
@@ -64,9 +69,10 @@ class Unlisted:
 
 @dataclass(eq=False)
 class Link:
-    """A symbolic link."""
+    """A symbolic link. `size`: what lstat() says, where sysfs says 0."""
 
     target: str
+    size: int = 0
     gone: bool = False
 
 

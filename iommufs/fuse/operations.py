@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,6 +90,7 @@ class Operations(pyfuse3.Operations):
         self._nodes: dict[int, Node] = {pyfuse3.ROOT_INODE: root}
         self._last_number = pyfuse3.ROOT_INODE
         self._numbers: dict[Node, int] = {root: pyfuse3.ROOT_INODE}
+        self._parents: dict[int, int] = {}  # of directories, by number
         self._lookups: Counter[int] = Counter()  # how often the kernel has been told of a number
         self._published: dict[str, Any] = {}
         self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
@@ -96,6 +98,7 @@ class Operations(pyfuse3.Operations):
         self._number(self._anonymous)
         self._root = root
         self._owner = os.geteuid(), os.getegid()
+        self._made_ns = time.time_ns()  # all of it at once, as far as clients see
 
     def _number(self, node: Node) -> int:
         number = self._numbers.get(node)
@@ -114,6 +117,7 @@ class Operations(pyfuse3.Operations):
         """A node that can be reached no more; its number is never another's."""
         if number is not None:
             del self._numbers[self._nodes.pop(number)]
+            self._parents.pop(number, None)
 
     def _sweep(self) -> None:
         for number, node in list(self._nodes.items()):
@@ -213,14 +217,15 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = entry.entry_timeout = 0
         entry.st_nlink = 1
         entry.st_blksize = 4096
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._made_ns
         entry.st_uid, entry.st_gid = self._owner
         match node:
             case Dir():
                 entry.st_mode = stat.S_IFDIR | node.mode
-                entry.st_nlink = 2
+                entry.st_nlink = node.n_links
             case Link():
                 entry.st_mode = stat.S_IFLNK | 0o777
-                entry.st_size = len(node.target)
+                entry.st_size = node.size
             case TextFile() | BinaryFile():
                 entry.st_mode = stat.S_IFREG | node.mode
                 entry.st_size = node.size
@@ -263,6 +268,8 @@ class Operations(pyfuse3.Operations):
             raise UapiError(errno.ENOENT)
         number = self._number(node)
         self._lookups[number] += 1
+        if isinstance(node, Dir):
+            self._parents[number] = parent
         if self._has_look(node) and lib.iofs_client_looks_at_path(ctx.pid):
             number |= LOOK
         return self._attributes(number)
@@ -290,14 +297,19 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        names = self._directory(fh).listing()
+        directory = self._directory(fh)
+        above = self._directory(self._parents.get(fh, fh))  # of what is mounted, itself
+        names: list[tuple[str, Node]] = [(".", directory), ("..", above), *directory.listing()]
         for position, (name, node) in enumerate(names[start:], start + 1):
             number = self._number(node)
             look = LOOK if self._has_look(node) else 0
             attributes = self._attributes(number | look)
             if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position):
                 break
-            self._lookups[number] += not look  # the transport keeps looks to itself
+            if position > 2:  # the kernel takes no dots to itself, and the transport no looks
+                self._lookups[number] += not look
+            if position > 2 and isinstance(node, Dir):
+                self._parents[number] = fh
 
     @_handler
     async def releasedir(self, fh: int) -> None:

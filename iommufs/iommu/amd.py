@@ -18,6 +18,7 @@ HYPERTRANSPORT = ReservedRegion(0xFD00000000, 0xFFFFFFFFFF, RegionType.RESERVED)
 # The registers at MMIO offsets 0x30 and 0x1a0 of the oracle's guest (GET_HW_INFO).
 EXTENDED_FEATURE = 0x29D7
 EXTENDED_FEATURE_2 = 0
+CAPABILITY = 0x1F03000F  # the first word of its PCI capability
 
 # Every power of two from 4 KiB on that the format has, but 512 GiB, which Linux leaves out.
 PAGE_SIZES = 0x000FFF7FFFFFF000
@@ -26,7 +27,12 @@ PAGE_SIZES = 0x000FFF7FFFFFF000
 class Amd(Iommu):
     name = "amd"
     instance = "ivhd0"
+    shown_in = "amd-iommu"
     enforces_coherency = True
+
+    def shown(self, n_domains: int) -> dict[str, str]:
+        features = f"{EXTENDED_FEATURE:x}:{EXTENDED_FEATURE_2:x}"
+        return {"cap": f"{CAPABILITY:x}", "features": features}
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return (MSI_WINDOW, HYPERTRANSPORT, *super().reserved_regions(function))

@@ -17,6 +17,7 @@ MSI_WINDOW = ReservedRegion(0xFEE00000, 0xFEEFFFFF, RegionType.MSI)
 # 11.4.3: MGAW 48 bits, SAGAW 39 and 48 bits, pages of 2 MiB and 1 GiB.
 CAPABILITY = 0x80D2008C222F0686
 EXTENDED_CAPABILITY = 0xF00FCA
+ADDRESS = 0xFED90000
 
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
@@ -24,8 +25,19 @@ PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 class Vtd(Iommu):
     name = "vtd"
     instance = "dmar0"
+    shown_in = "intel-iommu"
     enforces_coherency = True
     has_nesting = True  # its driver has; what it needs to be a parent, only scalable mode gives
+
+    def shown(self, n_domains: int) -> dict[str, str]:
+        return {
+            "address": f"{ADDRESS:x}",
+            "cap": f"{CAPABILITY:x}",
+            "domains_supported": f"{1 << 4 + 2 * (CAPABILITY & 7)}",
+            "domains_used": f"{n_domains}",
+            "ecap": f"{EXTENDED_CAPABILITY:x}",
+            "version": "1:0",
+        }
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return (MSI_WINDOW, *super().reserved_regions(function))

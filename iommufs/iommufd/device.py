@@ -272,6 +272,7 @@ class Device(Object):
         """Models in C do DMA by themselves: let it go where ours goes."""
         if pasid == RID:
             lib.iofs_route_set(self._iommu_group.route, self.domain or ffi.NULL)
+            self._iommu_group.domain = self.domain
 
     def fault_hwpt(self, pasid: int) -> tuple[Hwpt, int] | None:
         """Whose faults those with a PASID are, and for which PASID that is attached.

@@ -67,7 +67,8 @@ class IommuGroup:
 
     The machine's own drivers are one owner together: None.
 
-    route  where their DMA goes, for models in C
+    route   where their DMA goes, for models in C
+    domain  the page table that a client attached; None: none
 
     ENOMEM.
     """
@@ -78,6 +79,7 @@ class IommuGroup:
         if not route:
             raise UapiError(errno.ENOMEM, "no memory for a group")
         self.route = ffi.gc(route, lib.iofs_route_put)
+        self.domain: Any = None
         self._owner: Any = None
         self._claims = 0
 
@@ -167,6 +169,7 @@ class Iommu:
 
     name = ""
     instance = ""  # in /sys/class/iommu
+    shown_in = ""  # the directory there that has its registers
     enforces_coherency = False  # page tables make DMA that asks not to snoop caches do so
     has_pasids = False
     has_nesting = False
@@ -174,6 +177,10 @@ class Iommu:
     def __init__(self, reserved: Iterable[ReservedRegion] = ()) -> None:
         """`reserved`: ranges that the machine's firmware keeps, besides the driver's own."""
         self._reserved = tuple(reserved)
+
+    def shown(self, n_domains: int) -> dict[str, str]:
+        """What is in there; `n_domains` page tables are in use, the machine's own among them."""
+        return {}
 
     def reserved_regions(self, function: Physical) -> Sequence[ReservedRegion]:
         return self._reserved

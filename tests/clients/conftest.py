@@ -22,6 +22,7 @@ LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 
 def pytest_addoption(parser):
     parser.addoption("--libvfn", metavar="DIR", help="the sources of libvfn, or what is built")
+    parser.addoption("--spdk", metavar="DIR", help="where SPDK is built, with its tests")
 
 
 class Debian:

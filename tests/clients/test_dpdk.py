@@ -87,6 +87,28 @@ def test_ports_are_probed_and_closed(testpmd):
     assert "iommufs" not in errors
 
 
+def test_queues_filters_and_statistics(testpmd):
+    process = testpmd("-i", "--rxq=4", "--txq=4", devices=[PORT, PORT])
+    commands = (
+        "show port 0 rss-hash key", "port config 0 rss reta (0,3),(127,1)",
+        "vlan set filter on 0", "rx_vlan add 10 0", "mac_addr add 0 02:00:00:00:00:05",
+        "mcast_addr add 0 01:00:5e:00:00:05", "set promisc 0 off", "set allmulti 0 on",
+        "flow create 0 ingress pattern eth type is 0x0806 / end actions queue index 1 / end",
+        "flow create 0 ingress pattern eth / ipv4 proto is 17 / udp dst is 4000"
+        " dst mask 0xffff / end actions queue index 2 / end",
+        "flow flush 0", "clear port xstats all", "port stop all", "port config mtu 0 9000",
+        "port start all", "show port info 0", "show port 0 macs", "port stop all",
+        "port reset all", "quit",
+    )  # fmt: skip
+    out, errors = process.communicate("\n".join(commands) + "\n")
+    assert process.returncode == 0, errors
+    for line in ("RSS key:", "Flow rule #0 created", "Flow rule #1 created", "MTU: 9000",
+                 "Current number of RX queues: 4", "02:00:00:00:00:05"):  # fmt: skip
+        assert line.lower() in out.lower(), out
+    assert "error" not in re.sub("RX-error|TX-error|error handling", "", out.lower())
+    assert "iommufs" not in errors
+
+
 def test_a_function_of_another_driver_is_none_of_its_ports(testpmd):
     process = testpmd(devices=["edu"])
     out, errors = process.communicate()
