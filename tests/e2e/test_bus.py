@@ -30,7 +30,8 @@ def run(*command):
 def test_the_machine_changes_as_in_the_reference_guest(topic):
     result = run(sys.executable, DATA / f"ask_{topic}.py")
     expected = (DATA / f"ask_{topic}.txt").read_text().splitlines()
-    assert result.stdout.splitlines() == expected
+    # Linux was built without NUMA there.
+    assert [line for line in result.stdout.splitlines() if " numa_node " not in line] == expected
     assert (result.returncode, result.stderr) == (0, "")
 
 
