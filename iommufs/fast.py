@@ -34,6 +34,10 @@ class Fast:
         """The address space with an id; NULL takes it back, but a reader may be at work on it."""
         lib.iofs_fast_set_iopt(self._handle, ioas_id, iopt)
 
+    def set_compat(self, iopt: Any) -> None:
+        """Likewise the one that the VFIO container calls work on."""
+        lib.iofs_fast_set_compat(self._handle, iopt)
+
     def set_charge_mode(self, mode: int) -> None:
         lib.iofs_fast_set_charge_mode(self._handle, mode)
 

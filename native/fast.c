@@ -42,6 +42,7 @@ void fast_put(struct iofs_fast *fast) {
 void iofs_fast_free(struct iofs_fast *fast) {
   for (uint32_t id = 0; id < fast->n_iopts; id++)
     iofs_fast_set_iopt(fast, id, NULL);
+  iofs_fast_set_compat(fast, NULL);
   while (fast->sources)
     iofs_fast_remove_source(fast, fast->sources->tgid);
   iofs_fast_withdraw(fast);
@@ -122,9 +123,28 @@ int iofs_fast_set_iopt(struct iofs_fast *fast, uint32_t id, struct iofs_iopt *io
   return err;
 }
 
+void iofs_fast_set_compat(struct iofs_fast *fast, struct iofs_iopt *iopt) {
+  pthread_mutex_lock(&fast->lock);
+  struct iofs_iopt *old = fast->compat;
+  if ((fast->compat = iopt))
+    iopt_get(iopt);
+  pthread_mutex_unlock(&fast->lock);
+  if (old)
+    iopt_put(old);
+}
+
 struct iofs_iopt *fast_get_iopt(struct iofs_fast *fast, uint32_t id) {
   pthread_mutex_lock(&fast->lock);
   struct iofs_iopt *iopt = id < fast->n_iopts ? fast->iopts[id] : NULL;
+  if (iopt)
+    iopt_get(iopt);
+  pthread_mutex_unlock(&fast->lock);
+  return iopt;
+}
+
+struct iofs_iopt *fast_get_compat(struct iofs_fast *fast) {
+  pthread_mutex_lock(&fast->lock);
+  struct iofs_iopt *iopt = fast->compat;
   if (iopt)
     iopt_get(iopt);
   pthread_mutex_unlock(&fast->lock);

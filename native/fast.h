@@ -42,6 +42,7 @@ struct iofs_fast {
   _Atomic uint32_t refs;
   struct iofs_iopt **iopts; /* by id */
   size_t n_iopts;
+  struct iofs_iopt *compat; /* what VFIO's container calls work on, or NULL */
   struct fast_source *sources;
   struct known_threads threads;
   uint32_t charge_mode; /* of callers without CAP_IPC_LOCK */
@@ -58,8 +59,9 @@ struct iofs_fast {
 struct iofs_fast *fast_get(uint64_t fh);
 void fast_put(struct iofs_fast *fast);
 
-/* The address space of an id, or NULL. It is to be put. */
+/* The address space of an id, that of VFIO's container, or NULL. It is to be put. */
 struct iofs_iopt *fast_get_iopt(struct iofs_fast *fast, uint32_t id);
+struct iofs_iopt *fast_get_compat(struct iofs_fast *fast);
 
 /* Whom a caller stands for: its address space, to be put, and whom to charge. NULL: ask Python. */
 struct iofs_mm *fast_get_source(struct iofs_fast *fast, const struct iofs_ioctl *ioctl,

@@ -1,7 +1,7 @@
 /*
  * The plain case of hot calls, carried out by a reader: the client's structure is the one we know,
  * and all goes well. Whatever else it is, the call is Python's (iommufd/, vfio/), where the rules
- * stand; so nothing here that fails has changed anything that would matter if done again.
+ * stand; so nothing here that is left to it has changed anything that would matter if done again.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -155,6 +155,54 @@ static int ioas_iova_ranges(const struct call *call) {
   return respond(call, &cmd, sizeof cmd);
 }
 
+/* ---- VFIO's container ------------------------------------------------------------------------ */
+
+/* Of a device's file this number is a hot reset: nothing is published there, so Python has it. */
+static int map_dma(const struct call *call) {
+  struct vfio_iommu_type1_dma_map cmd;
+  struct iofs_charge charge;
+  if (!take(call, &cmd, sizeof cmd) ||
+      cmd.flags & ~(uint32_t)(VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) || !cmd.flags)
+    return PYTHONS;
+  struct iofs_iopt *iopt = fast_get_compat(call->fast);
+  if (!iopt)
+    return PYTHONS;
+  uint32_t prot = (cmd.flags & VFIO_DMA_MAP_FLAG_READ ? IOFS_READ : 0) |
+                  (cmd.flags & VFIO_DMA_MAP_FLAG_WRITE ? IOFS_WRITE : 0);
+  struct iofs_mm *mm = fast_get_source(call->fast, call->ioctl, &charge);
+  uint64_t iova = cmd.iova;
+  int err = -ESRCH;
+  if (mm) {
+    err = iofs_iopt_map_user(iopt, mm, &charge, cmd.vaddr, cmd.size, prot, 1, &iova);
+    iofs_mm_put(mm);
+  }
+  iopt_put(iopt);
+  *call->result = 0;
+  return err ? PYTHONS : DONE;
+}
+
+/* Version 1 may have to split mappings first, which is Python's. */
+static int unmap_dma(const struct call *call) {
+  struct vfio_iommu_type1_dma_unmap cmd;
+  uint64_t unmapped = 0;
+  if (!take(call, &cmd, sizeof cmd) || cmd.flags || cmd.size == UINT64_MAX)
+    return PYTHONS;
+  struct iofs_iopt *iopt = fast_get_compat(call->fast);
+  if (!iopt)
+    return PYTHONS;
+  int err = iofs_iopt_huge_pages(iopt)
+                ? iopt_unmap_untold(iopt, cmd.iova, cmd.size, &unmapped)
+                : -EAGAIN;
+  iopt_put(iopt);
+  if (!unmapped)
+    return PYTHONS;
+  cmd.size = unmapped; /* said also if it stopped half-way */
+  respond(call, &cmd, sizeof cmd);
+  if (!*call->result)
+    *call->result = err;
+  return DONE;
+}
+
 /* ---- devices --------------------------------------------------------------------------------- */
 
 static const struct fast_answer *find_answer(const struct iofs_fast *fast, uint32_t cmd,
@@ -257,6 +305,10 @@ static handler *find(uint32_t cmd) {
     return ioas_copy;
   case IOMMU_IOAS_IOVA_RANGES:
     return ioas_iova_ranges;
+  case VFIO_IOMMU_MAP_DMA:
+    return map_dma;
+  case VFIO_IOMMU_UNMAP_DMA:
+    return unmap_dma;
   case VFIO_DEVICE_GET_INFO:
     return get_info;
   case VFIO_DEVICE_GET_REGION_INFO:
@@ -271,7 +323,7 @@ static handler *find(uint32_t cmd) {
 
 int fast_is_hot(uint32_t cmd) { return !!find(cmd); }
 
-int fast_maps(uint32_t cmd) { return cmd == IOMMU_IOAS_MAP; }
+int fast_maps(uint32_t cmd) { return cmd == IOMMU_IOAS_MAP || cmd == VFIO_IOMMU_MAP_DMA; }
 
 int fast_ioctl(const struct iofs_ioctl *ioctl, int32_t *result) {
   struct iofs_fast *fast = fast_get(ioctl->fh);

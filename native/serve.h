@@ -93,6 +93,8 @@ void iofs_fast_remove_file(uint64_t fh);
 /* Of an iommufd. The address space with an id, NULL to take it back, after which a reader may still
  * be at work on it, and keeps it for as long. */
 int iofs_fast_set_iopt(struct iofs_fast *fast, uint32_t id, struct iofs_iopt *iopt);
+/* Likewise that of VFIO's container. */
+void iofs_fast_set_compat(struct iofs_fast *fast, struct iofs_iopt *iopt);
 /* What a process maps is of this address space, for as long as it runs in it. */
 int iofs_fast_add_source(struct iofs_fast *fast, int tgid, struct iofs_mm *mm);
 void iofs_fast_remove_source(struct iofs_fast *fast, int tgid);

@@ -13,7 +13,7 @@ from iommufs.caller import Caller, Mm
 from iommufs.errors import UapiError
 from iommufs.fast import Fast
 from iommufs.iommufd.mmap import Arena, check_mmap
-from iommufs.iommufd.objects import Object, ObjectTable
+from iommufs.iommufd.objects import ObjectTable
 from iommufs.limits import CAP_IPC_LOCK, DEFAULT_POLLMASK
 from iommufs.ucmd import Ucmd
 
@@ -47,11 +47,21 @@ class Ctx:
         self.fast = Fast()
         self.mm_mode = mm_mode
         self.objects = ObjectTable()
-        self.vfio_ioas: Object | None = None  # what the VFIO container calls work on; not held
+        self._vfio_ioas: Any = None
         self.groups: dict[Any, Any] = {}  # iommu group -> device.Group
         self._mms: dict[int, Mm] = {}
         self._users = 1
         _live.add(self)
+
+    @property
+    def vfio_ioas(self) -> Any:
+        """The IOAS that the VFIO container calls work on, which is not held; None."""
+        return self._vfio_ioas
+
+    @vfio_ioas.setter
+    def vfio_ioas(self, ioas: Any) -> None:
+        self._vfio_ioas = ioas
+        self.fast.set_compat(ffi.NULL if ioas is None else ioas.iopt)
 
     def get(self) -> None:
         assert self._users > 0, "the context is gone"

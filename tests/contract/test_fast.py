@@ -3,6 +3,7 @@
 That both answer the same is what all other tests here say, which run against both.
 """
 
+import errno
 import os
 import subprocess
 import sys
@@ -106,6 +107,69 @@ async def test_with_a_device_attached_too(mounted, memory, by_readers):
         await mounted.map(file, ioas, memory.address, PAGE, 0x10000)
         await mounted.unmap(file, ioas, 0x10000, PAGE)
     assert by_readers.n == 2
+
+
+async def vfio_space(client, memory):
+    """A file whose container calls have an IOAS, and whose source of memory is known."""
+    file, ioas = await space(client, memory)
+    await client.call(
+        file, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", ioas_id=ioas, op=uapi.IOMMU_VFIO_IOAS_SET
+    )
+    return file, ioas
+
+
+async def map_dma(client, file, address, iova, length=PAGE, flags=3):
+    fields = {"flags": flags, "vaddr": address, "iova": iova, "size": length}
+    await struct_ioctl(client, file, uapi.VFIO_IOMMU_MAP_DMA, "vfio_iommu_type1_dma_map", **fields)
+
+
+async def unmap_dma(client, file, iova, length, flags=0):
+    """The errno, 0, and the size that was written."""
+    cmd = uapi.new(
+        "vfio_iommu_type1_dma_unmap", argsz=uapi.sizeof("vfio_iommu_type1_dma_unmap"),
+        flags=flags, iova=iova, size=length,
+    )  # fmt: skip
+    try:
+        address = int(ffi.cast("uintptr_t", cmd))
+        await client.ioctl(file, uapi.VFIO_IOMMU_UNMAP_DMA, address)
+    except OSError as error:
+        return error.errno, cmd.size
+    return 0, cmd.size
+
+
+async def test_maps_and_unmaps_of_a_container(mounted, memory, by_readers):
+    file, ioas = await vfio_space(mounted, memory)
+    with by_readers:
+        await map_dma(mounted, file, memory.address, 0x10000)
+        await map_dma(mounted, file, memory.address, 0x20000, 4 * PAGE, flags=1)
+        assert await unmap_dma(mounted, file, 0x20000, 0x10000) == (0, 4 * PAGE)
+        # The second area sticks out: the first is gone, and said to be.
+        await map_dma(mounted, file, memory.address, 0x20000, 2 * PAGE)
+        assert await unmap_dma(mounted, file, 0x10000, 0x11000) == (errno.ENOENT, PAGE)
+    assert by_readers.n == 5
+    assert await mounted.unmap(file, ioas, 0, U64_MAX) == 3 * PAGE
+
+
+async def test_what_else_a_container_is_asked_is_left_to_python(mounted, memory, by_readers):
+    file, _ = await vfio_space(mounted, memory)
+    with by_readers:
+        await map_dma(mounted, file, memory.address, 0x30000, flags=0)
+        assert await unmap_dma(mounted, file, 0x40000, PAGE) == (0, 0)
+        assert await unmap_dma(mounted, file, 0, 0, flags=uapi.VFIO_DMA_UNMAP_FLAG_ALL)
+        await mounted.ioctl(file, uapi.VFIO_SET_IOMMU, uapi.VFIO_TYPE1_IOMMU)
+    with by_readers:
+        await map_dma(mounted, file, memory.address, 0x10000, 2 * PAGE)
+    assert by_readers.n == 1
+    with by_readers:
+        assert await unmap_dma(mounted, file, 0x10000, PAGE) == (0, PAGE)  # splits the mapping
+        await mounted.call(
+            file, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=uapi.IOMMU_VFIO_IOAS_CLEAR
+        )
+        with refused("ENODEV"):
+            await map_dma(mounted, file, memory.address, 0x10000)
+    assert by_readers.n == 0
+    with refused("ENOENT"):  # it has no number
+        await mounted.map(file, 0, memory.address, PAGE, 0x50000)
 
 
 async def test_what_fails_is_left_to_python(mounted, memory, by_readers):
