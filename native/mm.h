@@ -94,7 +94,7 @@ int mm_look_again(struct iofs_mm *mm);
 /* Under the lock of mm.c: */
 int mm_has_user(struct iofs_mm *mm, int tgid); /* the process has run in it, and not ended */
 int mm_may_run(struct iofs_mm *mm, int tgid); /* by its addresses, which may be those of another */
-int mm_is_shared_with(struct iofs_mm *mm, int tid); /* if it has what exec has left: certainly */
+int mm_is_shared_with(struct iofs_mm *mm, int tid); /* of one that is alive, and has its secret */
 int mm_find_process(struct iofs_mm *mm); /* as mm_look_again() */
 int mm_add_user(struct iofs_mm *mm, int tgid); /* ENOMEM; if there are too many, nothing happens */
 void mm_add_parents(struct iofs_mm *mm, int tid); /* those that share it */

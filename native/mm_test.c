@@ -295,6 +295,29 @@ static void test_a_parent_that_shares_it_is_known(void) {
   iofs_mm_put(theirs);
 }
 
+/* Of the processes that share it, the one that we knew has gone. */
+static void test_who_is_left_is_known(void) {
+  struct iofs_mm *before, *after;
+  int me = getpid(), status;
+  struct child first = start_sharing_child();
+  CHECK_EQ(iofs_mm_open_process(first.pid, &before), 0);
+  mm_forget_users(before); /* the parent that shares it, which is us */
+  CHECK_EQ(mm_add_user(before, first.pid), 0);
+  kill(first.pid, SIGKILL);
+  CHECK_EQ(waitpid(first.pid, &status, 0), first.pid);
+  struct child fork = start_child(NULL);
+  CHECK_EQ(iofs_mm_open_process(me, &after), 0);
+  CHECK(after != before); /* the fork might be it */
+  iofs_mm_put(after);
+  close(fork.go);
+  end_child(&fork);
+  CHECK_EQ(iofs_mm_open_process(me, &after), 0);
+  CHECK(after == before);
+  CHECK_EQ(iofs_mm_runs(after, me, after->secret), 1);
+  iofs_mm_put(after);
+  iofs_mm_put(before);
+}
+
 /* A program may write over what exec has left: then we do not know it any more. */
 static void test_a_changed_secret(void) {
   struct iofs_mm *mine, *again;
@@ -386,6 +409,7 @@ int main(void) {
   RUN(test_an_exec_ends_it_and_begins_another);
   RUN(test_who_shares_it_has_the_same_handle_until_an_exec);
   RUN(test_a_parent_that_shares_it_is_known);
+  RUN(test_who_is_left_is_known);
   RUN(test_a_changed_secret);
   RUN(test_without_a_secret);
   RUN(test_where_a_secret_lies);

@@ -178,13 +178,30 @@ int mm_find_process(struct iofs_mm *mm) {
   return 1;
 }
 
+/* Whether all processes that have its addresses share the thread's memory. */
+static int is_the_only_one(const struct iofs_mm *mm, int tid) {
+  DIR *processes = opendir("/proc");
+  const struct dirent *entry;
+  int only = processes != NULL;
+  while (only && (entry = readdir(processes))) {
+    int pid = atoi(entry->d_name);
+    only = pid <= 0 || !has_auxv(mm, pid) || share(tid, pid);
+  }
+  if (processes)
+    closedir(processes);
+  return only;
+}
+
 /* Which of its users are in it still is not certain, but whoever shares the thread's memory is where
- * the thread is. */
+ * the thread is. If all have gone, and somebody is in it, that is who has its addresses: a fork of
+ * one has them too. */
 int mm_is_shared_with(struct iofs_mm *mm, int tid) {
+  int n_left = 0;
   for (unsigned i = 0; i < mm->n_users; i++) {
     int thread = has_exited(&mm->users[i]) ? 0 : find_thread(mm, mm->users[i].tgid);
     if (thread && share(tid, thread))
       return 1;
+    n_left += !!thread;
   }
-  return 0;
+  return !n_left && is_the_only_one(mm, tid);
 }

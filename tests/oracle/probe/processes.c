@@ -2,12 +2,14 @@
 // the edu on the root bus, the nvme and the test ioctl.
 //
 // usage: processes
-//        processes exec IOMMUFD IOAS DEVICE, processes hold LINE: what sections execute
+//        processes walk SEED STEPS: a random walk instead; with an odd seed in RLIMIT_MODE 1
+//        processes exec IOMMUFD IOAS DEVICE, hold LINE, walker …: what these execute
 
 #include "processes/files.h"
 #include "processes/lives.h"
 #include "processes/memory.h"
 #include "processes/rights.h"
+#include "processes/walk.h"
 
 typedef void test(void);
 
@@ -37,6 +39,13 @@ static void find_devices(void) {
 int main(int argc, char **argv) {
   setvbuf(stdout, 0, _IOFBF, 1 << 16);
   make_memory();
+  if (argc > 1 && !strcmp(argv[1], "walker"))
+    walk_on(argv);
+  if (argc > 1 && !strcmp(argv[1], "walk")) {
+    find_devices();
+    walk(strtoull(argv[2], 0, 0), atoi(argv[3]));
+    return 0;
+  }
   if (argc == 3) {
     struct line l = {{-1, atoi(argv[2])}};
     tell(l, 1);
