@@ -49,14 +49,27 @@ static int read_limit(int tgid, uint64_t *limit) {
   return 0;
 }
 
+/* Where the limit of a process is kept: several may share the memory, each with its own. */
+static uint64_t *kept_limit(struct iofs_mm *mm, int tgid) {
+  unsigned n = mm->n_limits < MAX_USERS ? mm->n_limits : MAX_USERS;
+  for (unsigned i = 0; i < n; i++)
+    if (mm->limits[i].tgid == tgid)
+      return &mm->limits[i].bytes;
+  n = mm->n_limits++ % MAX_USERS;
+  mm->limits[n].tgid = tgid;
+  mm->limits[n].bytes = 0;
+  return &mm->limits[n].bytes;
+}
+
 /* In pages. A process that has ended keeps its last limit, as its mappings outlive it. */
 static uint64_t limit_of(const struct iofs_charge *charge, struct iofs_mm *mm) {
+  uint64_t *kept = kept_limit(mm, charge->tgid);
   struct rlimit limit;
   if (!prlimit(charge->tgid, RLIMIT_MEMLOCK, NULL, &limit))
-    mm->memlock_limit = limit.rlim_cur;
+    *kept = limit.rlim_cur;
   else if (errno == EPERM)
-    read_limit(charge->tgid, &mm->memlock_limit);
-  return mm->memlock_limit >> PAGE_LG2;
+    read_limit(charge->tgid, kept);
+  return *kept >> PAGE_LG2;
 }
 
 void charge_note_limit(const struct iofs_charge *charge, struct iofs_mm *mm) {

@@ -3,7 +3,9 @@
 #include "charge.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "iommufs.h"
@@ -58,13 +60,38 @@ static void test_the_privileged_pay_nothing(void) {
   charge_remove(&charge, mm, 1ull << 40);
 }
 
+/* Several processes may share the memory that pays, and each has a limit of its own. */
 static void test_a_process_that_has_ended_keeps_its_limit(void) {
-  struct iofs_charge charge = {IOFS_CHARGE_MM, 0, getpid()}, dead = {IOFS_CHARGE_MM, 0, 0x3fffffff};
-  set_limit(10);
-  CHECK_EQ(charge_add(&charge, mm, 1), 0);
-  CHECK_EQ(charge_add(&dead, mm, 9), 0);
+  struct iofs_charge charge = {IOFS_CHARGE_MM, 0, getpid()}, dead = charge;
+  struct rlimit limit = {6 * PAGE_SIZE, 6 * PAGE_SIZE};
+  dead.tgid = fork();
+  if (!dead.tgid) {
+    pause();
+    _exit(0);
+  }
+  CHECK_EQ(prlimit(dead.tgid, RLIMIT_MEMLOCK, &limit, NULL), 0);
+  charge_note_limit(&dead, mm);
+  kill(dead.tgid, SIGKILL);
+  CHECK_EQ(waitpid(dead.tgid, NULL, 0), dead.tgid);
+  set_limit(4);
+  CHECK_EQ(charge_add(&charge, mm, 4), 0);
+  CHECK_EQ(charge_add(&charge, mm, 1), -ENOMEM);
+  CHECK_EQ(charge_add(&dead, mm, 2), 0);
   CHECK_EQ(charge_add(&dead, mm, 1), -ENOMEM);
-  charge_remove(&charge, mm, 10);
+  charge_remove(&charge, mm, 6);
+}
+
+/* Of more processes than are kept the latest are. */
+static void test_the_limits_of_many(void) {
+  struct iofs_charge charge = {IOFS_CHARGE_MM, 0, getpid()}, unknown = {IOFS_CHARGE_MM, 0, 0};
+  set_limit(3);
+  for (int i = 0; i < 3 * MAX_USERS; i++) {
+    unknown.tgid = 0x3fff0000 + i;
+    charge_note_limit(&unknown, mm);
+  }
+  CHECK_EQ(charge_add(&unknown, mm, 1), -ENOMEM);
+  CHECK_EQ(charge_add(&charge, mm, 3), 0);
+  charge_remove(&charge, mm, 3);
 }
 
 static void test_no_memory_charges_nothing(void) {
@@ -82,6 +109,7 @@ int main(void) {
   RUN(test_an_address_space_pays_for_itself);
   RUN(test_the_privileged_pay_nothing);
   RUN(test_a_process_that_has_ended_keeps_its_limit);
+  RUN(test_the_limits_of_many);
   RUN(test_no_memory_charges_nothing);
   iofs_mm_put(mm);
   return 0;

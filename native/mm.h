@@ -34,7 +34,11 @@ struct iofs_mm {
   unsigned n_users;
   _Atomic int process; /* one of them that ran in it when last looked for, or a thread of it */
   uint64_t locked;        /* pages charged in mode MM; under the lock of charge.c */
-  uint64_t memlock_limit; /* bytes, the last RLIMIT_MEMLOCK seen; under the lock of charge.c */
+  struct { /* the last RLIMIT_MEMLOCK that was seen of a process; under the lock of charge.c */
+    int tgid;
+    uint64_t bytes;
+  } limits[MAX_USERS];
+  unsigned n_limits; /* so many have been known; of more than there is room for, the latest */
   size_t auxv_size;
   unsigned char auxv[512]; /* addresses chosen by exec: tells address spaces apart */
   uint64_t secret_at;      /* where exec has left random bytes; 0: unknown */
