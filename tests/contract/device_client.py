@@ -21,6 +21,7 @@ STAGES = ("open", "bind", "attach", "map", "bar", "irqs", "dma")
 
 TRIGGER_EVENTFD, UNMASK_EVENTFD = 0x24, 0x14
 SOURCE, BUFFER = 0x100000, 0x40000
+DMA_COMMAND, RUNS = 0x98, 1
 
 
 def set_irqs(fd, flags, index, eventfd):
@@ -51,6 +52,9 @@ async def drive(path, last):
         os.pwrite(device.fd, b"\x06\0", (7 << 40) + 4)
         for register, value in enumerate((SOURCE, BUFFER, PAGE, 1)):
             os.pwrite(device.fd, value.to_bytes(8, "little"), 0x80 + 8 * register)
+        # Killed before that, it would be refused, as is DMA to anybody who is gone, and logged.
+        while os.pread(device.fd, 4, DMA_COMMAND)[0] & RUNS:
+            await asyncio.sleep(0)
 
     steps = {
         "open": lambda: asyncio.sleep(0),
