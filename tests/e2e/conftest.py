@@ -70,9 +70,10 @@ def our_mounts():
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_in_the_foreground():
-    """A shell without job control lets what it starts with & ignore these two."""
+    """A shell without job control lets what it starts with & ignore two, nohup a third."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

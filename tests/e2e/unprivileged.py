@@ -20,7 +20,7 @@ CONTAINER = (  # capabilities that docker and podman give their containers
     *(0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31),
 )
 PR_CAPBSET_DROP, PR_SET_DUMPABLE = 24, 4
-NEEDED = (sys.base_prefix, sys.prefix, str(Path(__file__).parents[2]))
+NEEDED = (sys.base_prefix, str(Path(__file__).parents[2]), sys.prefix)
 
 
 def make_world():
@@ -30,21 +30,23 @@ def make_world():
     os.mknod("/mnt/fuse", 0o020666, os.makedev(10, 229))
     os.chmod("/mnt/fuse", 0o666)
     syscalls.bind("/mnt/fuse", "/dev/fuse")
-    for number, path in enumerate(NEEDED):
+    covered = {path: closed for path in NEEDED if (closed := first_closed_above(path))}
+    for number, path in enumerate(covered):
         os.mkdir(f"/mnt/{number}")
         syscalls.bind(path, f"/mnt/{number}")
-    for number, path in enumerate(NEEDED):
-        show(path, f"/mnt/{number}")
+    for closed in set(covered.values()):
+        syscalls.mount("none", closed, "tmpfs", 0, "mode=755")
+    umask = os.umask(0o022)
+    for number, path in enumerate(covered):
+        os.makedirs(path, exist_ok=True)  # one may be below another
+        syscalls.bind(f"/mnt/{number}", path)
+    os.umask(umask)
 
 
-def show(path, from_where):
-    """Let everybody come to a directory: cover the first one above it that is for root only."""
-    above = list(reversed(Path(path).parents))
-    closed = [place for place in above if not place.stat().st_mode & 1]
-    if closed:
-        syscalls.mount("none", str(closed[0]), "tmpfs", 0, "mode=755")
-        os.makedirs(path)
-        syscalls.bind(from_where, path)
+def first_closed_above(path):
+    """The topmost directory above a path that is for root only, if there is any."""
+    above = reversed(Path(path).parents)
+    return next((str(place) for place in above if not place.stat().st_mode & 1), None)
 
 
 def give_up_rights(kind):
