@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -189,15 +190,53 @@ print(server.wait(), os.listdir(tree))
 """
 
 
-@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="fusermount3 is missing")
-def test_a_user_mounts_with_fusermount3():
-    place = "/tmp/iommufs-test-mount"
-    os.mkdir(place)
-    os.chown(place, 1, 1)
-    try:
-        assert run("user", sys.executable, "-c", MOUNT, place) == (0, "ed000001\n0 []\n", "")
-    finally:
-        os.rmdir(place)
+needs_fusermount3 = pytest.mark.skipif(
+    shutil.which("fusermount3") is None, reason="fusermount3 is missing"
+)
+
+
+@pytest.fixture
+def place():
+    """A directory of the user's."""
+    path = tempfile.mkdtemp(dir="/tmp")
+    os.chown(path, 1, 1)
+    yield path
+    shutil.rmtree(path)
+
+
+@needs_fusermount3
+@pytest.mark.skipif(
+    not os.path.exists("/etc/mtab"), reason="no /etc/mtab, in which fusermount3 looks for mounts"
+)
+def test_a_user_mounts_with_fusermount3(place):
+    assert run("user", sys.executable, "-c", MOUNT, place) == (0, "ed000001\n0 []\n", "")
+
+
+LEAVE = """
+import os, signal, subprocess, sys
+tree = sys.argv[1]
+server = subprocess.Popen([sys.executable, "-m", "iommufs.cli", "mount", tree], stdout=-1)
+server.stdout.readline()
+server.send_signal(signal.SIGTERM)
+print(server.wait())
+"""
+
+
+@needs_fusermount3
+def test_a_mount_that_fusermount3_leaves_is_named(place):
+    """As it does where there is no /etc/mtab."""
+    tree = f"{place}/tree"
+    os.mkdir(tree)
+    os.chown(tree, 1, 1)
+    refuses = Path(place, "fusermount3")
+    refuses.write_text(f"""#!/bin/sh
+        if [ $1 = -u ]; then echo "fusermount3: not today" >&2; exit 1; fi
+        exec {shutil.which("fusermount3")} "$@"
+    """)
+    refuses.chmod(0o755)
+    command = ["env", f"PATH={place}:{os.environ['PATH']}", sys.executable, "-c", LEAVE, tree]
+    line = f"the mount is left: umount it as root (path={tree}, reason=not today)"
+    assert run("user", *command) == (0, "0\n", f"iommufs: error: {line}\n")
 
 
 def test_a_user_cannot_share_a_mount_and_is_told_so():
