@@ -20,6 +20,7 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -43,6 +44,9 @@ _FEATURES = {
     uapi.VFIO_DEVICE_FEATURE_GET | uapi.VFIO_DEVICE_FEATURE_DMA_BUF,
 }
 _TEST_OPS = {uapi.IOMMU_TEST_OP_CREATE_ACCESS, uapi.IOMMU_TEST_OP_DMABUF_GET}
+
+# How long, in seconds, an open waits for the calls of the dead: a model may be slow.
+_PATIENCE = 5
 
 
 async def may_return_fd(caller: Caller, cmd: int, arg: int) -> bool:
@@ -69,7 +73,9 @@ class FdReturner:
         self._mount = mount
         self._tokens = itertools.count()
         self._mapped: MappedFiles | None = None
+        self._calls: dict[NotifiedCaller, trio.Event] = {}  # those that hold a file; when over
         self.others: set[int] = set()
+        files.calls_over = self._dead_calls_over
 
     async def run(self, listener: Listener) -> None:
         """Answer until cancelled; owns the listener."""
@@ -82,7 +88,7 @@ class FdReturner:
             finally:
                 lib.iofs_notifier_stop(out[0])
         finally:
-            os.close(listener.fd)
+            listener.close()
 
     async def keep_mapped(self) -> None:
         """Keep devices open while they are mapped; until cancelled, once we are mounted."""
@@ -122,7 +128,7 @@ class FdReturner:
         file = self._file_of(caller, notice.fd)
         if file is None:
             return None
-        with self._files.hold(file):  # another thread of the client may close it
+        with self._holding(file, caller):
             if notice.call == lib.IOFS_NOTICE_IOCTL:
                 return await self._result_of_ioctl(file, caller, notice)
             node = self._operations.device_of(notice.ino)
@@ -131,6 +137,27 @@ class FdReturner:
             if self._mapped and is_mmap and getattr(file, "stays_while_mapped", False):
                 self._mapped.keep(file, notice.ino)
             return result
+
+    @contextlib.contextmanager
+    def _holding(self, file: Any, caller: NotifiedCaller) -> Iterator[None]:
+        """Another thread of the client may close it, and its death does."""
+        over = self._calls[caller] = trio.Event()
+        try:
+            with self._files.hold(file):
+                yield
+        finally:
+            del self._calls[caller]
+            over.set()
+
+    async def _dead_calls_over(self) -> None:
+        """Wait for the calls of callers that were killed, which hold what is closed by now.
+
+        The kernel does not wait for us to answer a notice, as it does for a FUSE request.
+        """
+        with trio.move_on_after(_PATIENCE):
+            for caller, over in list(self._calls.items()):
+                if not caller.is_valid:
+                    await over.wait()
 
     async def _result_of_ioctl(self, file: Any, caller: Caller, notice: Any) -> int | None:
         cmd, arg = notice.args[1] & 0xFFFFFFFF, notice.args[2]

@@ -33,8 +33,9 @@ async def _nothing() -> None:
 class OpenFiles:
     """All open files of one mount.
 
-    settle  to be awaited before an ioctl or an open: releases what is closed and is held by what
-            has ended unseen (mapped.py)
+    settle      to be awaited before an ioctl or an open: releases what is closed and is held by
+                what has ended unseen (mapped.py)
+    calls_over  before an open by a client: waits for the calls of those who are gone (fdreturn.py)
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class OpenFiles:
         self._holds: Counter[Any] = Counter()
         self._closed: Counter[Any] = Counter()  # how often, of those held
         self.settle: Callable[[], Awaitable[None]] = _nothing
+        self.calls_over: Callable[[], Awaitable[None]] = _nothing
 
     def __len__(self) -> int:
         return len(self._files)

@@ -66,6 +66,10 @@ class Listener:
     ledger: Ledger
     device: str
 
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.ledger.fd)
+
 
 # Gives the listener when it is there; None: there will be none.
 TakeListener = Callable[[], Awaitable[Listener | None]]

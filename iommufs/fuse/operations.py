@@ -93,6 +93,8 @@ class Operations(pyfuse3.Operations):
         self._parents: dict[int, int] = {}  # of directories, by number
         self._lookups: Counter[int] = Counter()  # how often the kernel has been told of a number
         self._published: dict[str, Any] = {}
+        self._names: dict[str, str] = {}  # by token, of published files that are a node each
+        self._free_names: list[str] = []
         self._anonymous_numbers: dict[int, int] = {}  # by fh, of what publish() passed on
         self._anonymous = Dir(mode=0o700)
         self._number(self._anonymous)
@@ -154,7 +156,8 @@ class Operations(pyfuse3.Operations):
         """The path, below the mount, whose next open gives exactly `open_file`.
 
         For files that an ioctl makes; only this process may open it, once. All files with one
-        backing are the same file.
+        backing are the same file. The kernel remembers a name, and with it a file that is closed,
+        until the name is another's: what has been opened leaves its own to the next.
         """
         self._published[token] = open_file
         backing = getattr(open_file, "backing_fd", None)
@@ -162,8 +165,9 @@ class Operations(pyfuse3.Operations):
             take = functools.partial(self._take, token)
             size = getattr(open_file, "length", 0)
             node = DeviceNode(READ_WRITE, (0, 0), take, size=size)
-            self._anonymous.entries[token] = node
-            return f"{ANONYMOUS}/{token}"
+            name = self._names[token] = self._free_names.pop() if self._free_names else token
+            self._anonymous.entries[name] = node
+            return f"{ANONYMOUS}/{name}"
         # One node that stays: the kernel is told of a backing once, and its mappings are one.
         name = f"backed-by-{backing}"
         if name not in self._anonymous.entries:
@@ -181,15 +185,18 @@ class Operations(pyfuse3.Operations):
             return bool(tokens and self._published.pop(tokens[0]))
         if token not in self._published:
             return False
-        self._forget(self._numbers.get(self._anonymous.entries[token]))
-        self._take(token, 0)
+        node = self._anonymous.entries.pop(self._names.pop(token))  # somebody may still look for it
+        self._forget(self._numbers.get(node))
+        del self._published[token]
         return True
 
     def _take(self, token: str, flags: int) -> Any:
         """ENXIO: it is open already, and cannot be opened again (no_open())."""
         if token not in self._published:
             raise UapiError(errno.ENXIO, "a file without a name")
-        del self._anonymous.entries[token]
+        name = self._names.pop(token)
+        del self._anonymous.entries[name]
+        self._free_names.append(name)
         return self._published.pop(token)
 
     def _backed_by(self, backing: int) -> list[str]:
@@ -347,6 +354,8 @@ class Operations(pyfuse3.Operations):
                     raise UapiError(errno.ENOTTY, "a device has no file attributes")
                 if passed_on and not _is_ours(ctx):
                     raise UapiError(errno.ENXIO, "a file without a name")
+                if not passed_on:
+                    await self._files.calls_over()
                 await self._files.settle()
                 open_file = node.open(flags)
                 await self._backings.prepare(inode, node)

@@ -3,8 +3,9 @@
     python small_run.py CMD…
 
 /dev/iommu answers the ioctls that return descriptors by giving out `Made` files; an ordinary ioctl
-(COUNT) says how many of those are open. VEVENTQ_ALLOC and reading /dev/vfio/stuck never end. Other
-ioctls fail with EPROTO if they came by the filter, else ENOTTY.
+(COUNT) says how many of those are open. VEVENTQ_ALLOC ends with its caller, reading /dev/vfio/stuck
+never. Other ioctls fail with EPROTO if they came by the filter, else ENOTTY. /dev/vfio/single is
+open once at a time.
 """
 
 import functools
@@ -55,6 +56,23 @@ class Parent:
         pass
 
 
+class Single(Parent):
+    is_open = False
+
+    def __init__(self, flags):
+        import errno
+
+        from iommufs.errors import UapiError
+
+        super().__init__()
+        if Single.is_open:
+            raise UapiError(errno.EBUSY)
+        Single.is_open = True
+
+    def release(self):
+        Single.is_open = False
+
+
 class Stuck(Parent):
     async def read(self, offset, size):
         import trio
@@ -77,7 +95,9 @@ async def ioctl(file, caller, cmd, arg, prefetched=b""):
     if cmd == COUNT:
         return Made.alive
     if cmd == uapi.IOMMU_VEVENTQ_ALLOC:
-        await trio.sleep_forever()
+        while caller.is_valid:
+            await trio.sleep(0.01)
+        raise UapiError(errno.EINTR)
     if cmd == uapi.VFIO_GROUP_GET_DEVICE_FD:
         return await ucmd.install_fd(Made())
     if cmd == uapi.IOMMU_FAULT_QUEUE_ALLOC:
@@ -97,6 +117,7 @@ async def serve(tree, ready, take_listener):
     dispatch.ioctl = ioctl
     root = Dir()
     place(root, "dev/iommu", DeviceNode(0o666, (10, 258), lambda flags: Parent()))
+    place(root, "dev/vfio/single", DeviceNode(0o666, (10, 197), Single))
     place(root, "dev/vfio/stuck", DeviceNode(0o666, (10, 196), lambda flags: Stuck()))
     place(root, "sys/bus/pci/drivers_autoprobe", TextFile(lambda: b"1\n"))
     place(root, "sys/devices/pci0000:00/0000:00:06.0/vendor", TextFile(lambda: b"0x1234\n"))

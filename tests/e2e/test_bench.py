@@ -14,7 +14,7 @@ def figures(tmp_path, part):
     """By name: the JSON of a run of one part."""
     path = tmp_path / "bench.json"
     command = [sys.executable, RUN, "--json", path, part]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     records = {record["figure"]: record for record in json.loads(path.read_text())}
     for name, record in records.items():

@@ -175,6 +175,20 @@ print(os.waitpid(pid, 0)[1])
 """) == ["9"]
 
 
+def test_what_a_caller_had_open_is_closed_when_it_was_killed_in_the_call(client):
+    """The server is at the call still; its file can be opened again all the same."""
+    assert client("""
+path = "/dev/vfio/single"
+if (pid := os.fork()) == 0:
+    ioctl(os.open(path, os.O_RDWR), VEVENTQ_ALLOC, address)
+    os._exit(0)
+wait_for_ioctl(pid)
+os.kill(pid, 9)
+os.waitpid(pid, 0)
+print(os.read(os.open(path, os.O_RDWR), 4))
+""") == ["b'ours'"]
+
+
 def test_after_the_servers_death_the_calls_fail_at_once(client):
     """The one that the server had taken too. ENOTCONN is FUSE's answer."""
     assert client("""

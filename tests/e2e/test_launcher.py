@@ -357,7 +357,7 @@ def test_dev_and_sys_have_ours(runs):
     )  # fmt: skip
     assert result.stdout == "ours1\n0.3\n0x1234\n"
     assert runs.run("ls", "/dev/vfio", "/sys/bus/pci").stdout == (
-        "/dev/vfio:\nstuck\n\n/sys/bus/pci:\ndrivers_autoprobe\n"
+        "/dev/vfio:\nsingle\nstuck\n\n/sys/bus/pci:\ndrivers_autoprobe\n"
     )
 
 
