@@ -32,7 +32,7 @@ def failure(capsys, *arguments):
         (["mount"], 2, "DIR"),
         (["mount", "/", "more"], 2, "more"),
         (["fly"], 2, "fly"),
-        (["mount", ""], 1, "DIR: No such file"),
+        pytest.param(["mount", ""], 1, "DIR: No such file", marks=pytest.mark.mount),
         (["devices", "--config", ""], 1, "--config: expected a file"),
     ],
 )
