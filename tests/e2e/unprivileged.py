@@ -10,6 +10,7 @@ programs that tests need where an ancestor of theirs is for root only.
 
 import ctypes
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ CONTAINER = (  # capabilities that docker and podman give their containers
     *(0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31),
 )
 PR_CAPBSET_DROP, PR_SET_DUMPABLE = 24, 4
+MOUNT_SETATTR, MOUNT_ATTR_IDMAP, AT_EMPTY_PATH = 442, 1 << 20, 1 << 12
 NEEDED = (sys.base_prefix, str(Path(__file__).parents[2]), sys.prefix)
 
 
@@ -30,23 +32,49 @@ def make_world():
     os.mknod("/mnt/fuse", 0o020666, os.makedev(10, 229))
     os.chmod("/mnt/fuse", 0o666)
     syscalls.bind("/mnt/fuse", "/dev/fuse")
-    covered = {path: closed for path in NEEDED if (closed := first_closed_above(path))}
+    covered = {path: closed for path in NEEDED if (closed := first_closed(path))}
     for number, path in enumerate(covered):
         os.mkdir(f"/mnt/{number}")
-        syscalls.bind(path, f"/mnt/{number}")
+        put_as_theirs(path, f"/mnt/{number}")
+    umask = os.umask(0o022)
     for closed in set(covered.values()):
         syscalls.mount("none", closed, "tmpfs", 0, "mode=755")
-    umask = os.umask(0o022)
     for number, path in enumerate(covered):
         os.makedirs(path, exist_ok=True)  # one may be below another
         syscalls.bind(f"/mnt/{number}", path)
     os.umask(umask)
 
 
-def first_closed_above(path):
-    """The topmost directory above a path that is for root only, if there is any."""
-    above = reversed(Path(path).parents)
-    return next((str(place) for place in above if not place.stat().st_mode & 1), None)
+def first_closed(path):
+    """The topmost directory on the way to a path, or itself, that is for root only, if any is."""
+    way = [*reversed(Path(path).parents), Path(path)]
+    return next((str(place) for place in way if not place.stat().st_mode & 1), None)
+
+
+def put_as_theirs(path, where):
+    """Bind a directory as if what is root's in it were the user's: a clone under umask 077 is."""
+    ready, say = os.pipe()
+    over, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.close(end)
+        os.write(say, b"!")
+        os.read(over, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    for name in "uid_map", "gid_map":
+        Path(f"/proc/{pid}/{name}").write_text(f"0 {ID} 1")
+    tree = syscalls.clone_mount(path)
+    with open(f"/proc/{pid}/ns/user") as users:
+        attributes = struct.pack("QQQQ", MOUNT_ATTR_IDMAP, 0, 0, users.fileno())
+        # Refused by some file systems; there the clone must be for everybody to read.
+        words = (tree, b"", AT_EMPTY_PATH, attributes, len(attributes))
+        ctypes.CDLL(None).syscall(MOUNT_SETATTR, *words)
+    syscalls.put_mount(tree, where)
+    for fd in tree, ready, say, over, end:
+        os.close(fd)
+    os.waitpid(pid, 0)
 
 
 def give_up_rights(kind):
