@@ -122,10 +122,16 @@ class VfioPci(Driver):
         """
         if not self.parameters["enable_sriov"]:
             raise UapiError(errno.ENOENT, "vfio_pci.enable_sriov is not set")
-        if count:
-            self._virtual_functions.enable(dev, count, on_add=_capture)
-        else:
+        if not count:
             await self._virtual_functions.disable(dev)
+            dev.inside.stay_awake(False)
+            return
+        dev.inside.stay_awake(True)
+        try:
+            self._virtual_functions.enable(dev, count, on_add=_capture)
+        except UapiError:
+            dev.inside.stay_awake(False)
+            raise
 
     def _group(self, dev: PciDev) -> VfioGroup:
         number = dev.group.number

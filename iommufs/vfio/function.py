@@ -98,6 +98,7 @@ class PciFunction:
         self.raw = RawConfig(registers, self.description.writable)
         self.bars = BarMemory(self.description.bars)
         self.power = 0
+        self.stays_awake = False
         self._before_d3hot = b""
         self.intx_level = False
         self.irqs: irqs.Irqs | None = None
@@ -200,6 +201,8 @@ class PciFunction:
 
         Most functions forget their state on the way back from D3hot; Linux restores config space.
         """
+        if state and self.stays_awake:
+            return
         cap = self._capabilities[caps.PM]
         supported = self.raw.read(cap.offset + 2, 2)
         if state in (1, 2) and not supported & 0x100 << state:
@@ -236,6 +239,18 @@ class PciFunction:
         self.set_power_if_it_can(0)
         self.irqs.hold_intx(False)
 
+    def stay_awake(self, on: bool) -> None:
+        """In D0 for as long as it has virtual functions, whatever its client writes and wants.
+
+        Source: vfio_pci_core_sriov_configure(), vfio_pci_set_power_state()
+        """
+        self.stays_awake = on
+        if self.low_power is not None:
+            (self.low_power.wake if on else self.low_power.rest)()
+        if on:
+            self.set_power_if_it_can(0)
+            self.regain_memory()
+
     def set_power_if_it_can(self, state: int) -> None:
         if caps.PM in self._capabilities:
             self.set_power(state)
@@ -266,6 +281,10 @@ class PciFunction:
     @property
     def bus_master(self) -> bool:
         return bool(self.raw.read(COMMAND, 2) & COMMAND_MASTER) and self.power < D3HOT
+
+    @property
+    def decodes_memory(self) -> bool:
+        return bool(self.raw.read(COMMAND, 2) & COMMAND_MEMORY) and self.power < D3HOT
 
     @property
     def io_enabled(self) -> bool:

@@ -22,7 +22,7 @@ from iommufs.vfio.eventfd import EventFd, take
 class LowPower:
     """Whether a device sleeps. entered: the client wants it to.
 
-    function  sleep(), wake_up(), lose_memory(), regain_memory()
+    function  sleep(), wake_up(), lose_memory(), regain_memory(), stays_awake
     publish   told whether calls may be answered that this here does not hear of
     """
 
@@ -43,9 +43,14 @@ class LowPower:
             yield
         finally:
             self._uses -= 1
-            if self.entered and not self._uses and not self._asleep:
-                self._asleep = True
-                self._function.sleep()
+            self.rest()
+
+    def rest(self) -> None:
+        """Sleep, if the client wants it to and nothing keeps it awake."""
+        busy = self._uses or self._function.stays_awake
+        if self.entered and not busy and not self._asleep:
+            self._asleep = True
+            self._function.sleep()
 
     def enter(self, wakeup: EventFd | None) -> None:
         """Sleep as soon as no call is under way; EINVAL: it does already. Takes over the eventfd.
@@ -72,9 +77,8 @@ class LowPower:
         if self._wakeup is not None:
             self._wakeup.signal()
             self._leave()
-        elif not self._uses:  # by itself: nobody waits for it
-            self._asleep = True
-            self._function.sleep()
+        else:
+            self.rest()
 
     def leave(self) -> None:
         """Sleep no more (vfio_pci_runtime_pm_exit())."""

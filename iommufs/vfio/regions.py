@@ -198,7 +198,12 @@ class Regions:
             at += width
 
     def _read_rom(self, offset: int, length: int) -> bytes:
-        """Past its images the kernel makes up ones, and looks for them at each access."""
-        if not self._config.memory_enabled:
+        """Past its images the kernel makes up ones, and looks for them at each access.
+
+        The function itself may decode memory where the client has not asked for it: after a reset.
+        """
+        if not self._function.decodes_memory:
             raise UapiError(errno.ENOMEM, "memory decoding is off: no image is found")
+        if not self._config.memory_enabled:
+            raise UapiError(errno.EIO, "memory decoding is off")
         return self._rom[offset : offset + length].ljust(length, b"\xff")

@@ -3,12 +3,13 @@
 from iommufs import uapi
 from tests.contract.client import refused
 from tests.contract.test_device_set_irqs import EVENTFD, MSI, MSIX, NONE, TRIGGER, fd_data
-from tests.contract.vfio_client import CONFIG, IGB, NIC0
+from tests.contract.vfio_client import CONFIG, IGB, NIC0, NIC1
 
 ROM = 6
 E1000E_PM_CONTROL, IGB_PM_CONTROL, IGB_MSIX_CONTROL = CONFIG + 0xCC, CONFIG + 0x44, CONFIG + 0x72
 D0, D3HOT = b"\x00\x00", b"\x03\x00"
 ENABLED = 0x80
+COMMAND = CONFIG + 4
 
 
 async def rom(vfio, df):
@@ -56,3 +57,16 @@ async def test_who_wakes_a_device_clears_its_power_register(vfio):
     assert await vfio.pread(df, 2, E1000E_PM_CONTROL) == b"\x03\x18"
     await vfio.ioctl(df, uapi.VFIO_DEVICE_RESET)
     assert await vfio.pread(df, 2, E1000E_PM_CONTROL) == b"\0\0"
+
+
+async def test_a_function_may_decode_memory_when_its_client_may_not_reach_it(vfio):
+    df = await vfio.bound(NIC1)
+    await vfio.pwrite(df, b"\x03", COMMAND)
+    await vfio.pwrite(df, D3HOT, E1000E_PM_CONTROL)
+    await vfio.pwrite(df, b"\x00", COMMAND)
+    with refused("ENOMEM"):
+        await vfio.pread(df, 4, ROM << 40)
+    await vfio.ioctl(df, uapi.VFIO_DEVICE_RESET)  # restores what was before D3hot
+    assert (await vfio.pread(df, 1, COMMAND))[0] & 2
+    with refused("EIO"):
+        await vfio.pread(df, 4, ROM << 40)

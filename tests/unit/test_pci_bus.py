@@ -14,7 +14,8 @@ from iommufs.fuse.attributes import OpenAttribute
 from iommufs.fuse.nodes import TextFile, lookup, walk
 from iommufs.iommufd.ctx import Ctx
 from iommufs.vfio.bind import match_token
-from iommufs.vfio.irqs import REQ
+from iommufs.vfio.irqs import REQ, Irqs
+from iommufs.vfio.low_power import LowPower
 from iommufs.vfio.model import Bar, Description, Model
 
 EDU, NVME, VIRTIO, IGB = "0000:00:06.0", "0000:01:00.0", "0000:00:1c.0", "0000:05:00.0"
@@ -308,6 +309,34 @@ async def test_virtual_functions_go_with_what_made_them_once_closed(made, nurser
     await done.wait()
     assert made.bus.devs[IGB].virtfns == []
     assert read(made, IGB, "sriov_numvfs") == "0\n"
+
+
+async def test_a_function_with_virtual_functions_stays_awake(made):
+    inside = made.bus.devs[IGB].inside
+    inside.set_power(3)
+    assert await enable_vfs(made, 1) == 0
+    assert inside.power == 0
+    inside.set_power(3)
+    assert inside.power == 0
+    assert await enable_vfs(made, 0) == 0
+    inside.set_power(3)
+    assert inside.power == 3
+
+
+async def test_what_sleeps_is_woken_by_its_virtual_functions(made):
+    """And stays awake until they are gone."""
+    inside = made.bus.devs[IGB].inside
+    low_power = inside.low_power = LowPower(inside, lambda on: None)
+    inside.irqs = Irqs(inside, inside.spawn)
+    low_power.enter(None)
+    with low_power.awake():
+        pass
+    assert inside.power == 3
+    for count, power in ((1, 0), (0, 3)):
+        assert await enable_vfs(made, count) == 0
+        with low_power.awake():
+            assert inside.power == 0
+        assert inside.power == power
 
 
 SMALL = """

@@ -4,7 +4,8 @@
 
 makes calls for N lines. KIND: devices of the default machine; groups, too; containers, groups as
 programs for type1 use them; mock, of the test ioctl; nested, about page tables of all kinds there;
-config, configuration space and what hangs on it.
+config, configuration space and what hangs on it; features, structures that have tails; sriov,
+virtual functions.
 The calls follow from the seed and from the answers, so two runs that begin to differ tell at
 their first difference what it is about; --echo writes the structures to stderr.
 """
@@ -14,15 +15,19 @@ import sys
 import config_calls
 import container_calls
 import device_calls
+import feature_calls
 import iommufd_calls
 import mock_calls
 import nested_calls
+import sriov_calls
 from world import World
 
 KINDS = {
     "devices": iommufd_calls.CALLS | device_calls.CALLS,
     "groups": iommufd_calls.CALLS | device_calls.CALLS | device_calls.GROUP_CALLS,
     "config": config_calls.CALLS,
+    "features": feature_calls.CALLS,
+    "sriov": sriov_calls.CALLS,
     "containers": container_calls.CALLS,
     "mock": iommufd_calls.CALLS | mock_calls.CALLS,
     "nested": nested_calls.CALLS,

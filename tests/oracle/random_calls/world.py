@@ -69,6 +69,7 @@ class World:
     owned   iommufd → kind of object → ids, in order
     bound   device → its iommufd
     spaces  device → what was read of its configuration space last
+    odd     descriptors of other kinds
     attached  (mock device, PASID)
     care    how many times rarer than usual structures are of a wrong size or in wrong places
     cookies (fault queue, cookie) of page requests that were read and not answered
@@ -88,6 +89,7 @@ class World:
         self.cookies = []
         self.attached = []
         self.spaces = {}
+        self.odd = []
         self.accesses = []
         self.pins = []
         self.owned = {}
