@@ -77,6 +77,7 @@ class VirtualFunctions:
             raise UapiError(errno.EEXIST, "the address of a virtual function is taken")
         insides = [capability.function(index) for index in range(count)]
         capability.enable(count)
+        dev.inside.virtual_functions = insides
         for index, inside in enumerate(insides):
             vf = PciDev(_slot(dev.slot, inside), inside, physfn=dev, vf_index=index)
             dev.virtfns.append(vf)
@@ -90,6 +91,7 @@ class VirtualFunctions:
             await self._bus.remove_locked(dev.virtfns[0])
         if capability := self.capability(dev):
             capability.enable(0)
+            dev.inside.virtual_functions = []
 
     def _last_bus(self, dev: PciDev) -> int:
         if dev.slot.parent is None:

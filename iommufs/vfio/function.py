@@ -93,12 +93,15 @@ class PciFunction:
         if config:
             self.description = replace(self.description, config=config)
         registers = image.power_on(self.description)
+        writable = self.description.writable
         if vf_ids is not None:
             registers = image.of_vf(registers)
-        self.raw = RawConfig(registers, self.description.writable)
+            writable = image.writable_of_vf(registers) | dict(writable)
+        self.raw = RawConfig(registers, writable)
         self.bars = BarMemory(self.description.bars)
         self.power = 0
         self.stays_awake = False
+        self.virtual_functions: list[PciFunction] = []  # those that are enabled
         self._before_d3hot = b""
         self.intx_level = False
         self.irqs: irqs.Irqs | None = None
@@ -152,10 +155,12 @@ class PciFunction:
         if self.can_reset:
             self.reset_model()
         self.power = 0
+        kept = self._power_control() if self.stays_awake else 0  # nobody writes it on the way
         self.raw.reset()
         self.raw.set_bits(COMMAND, 2, COMMAND_MASTER, False)
-        self._set_power_bits(0)
+        self._set_power_bits(kept)
         self._show_level()
+        self._reset_virtual_functions()
 
     def reset_function(self) -> None:
         """A reset that the client asked for; its config space is restored after it."""
@@ -172,9 +177,19 @@ class PciFunction:
                     self.mask_msi(vector, False)
         self.counters["resets"] += 1
         self.reset_model()
+        self._reset_virtual_functions()
         if self.migration is not None:
             self.migration.reset()
         self.regain_memory()
+
+    def _reset_virtual_functions(self) -> None:
+        """They are gone for a moment: Linux enables them again. Memory decoding is not theirs.
+
+        Of the rest of their registers the reference guest keeps all.
+        """
+        for vf in self.virtual_functions:
+            vf.raw.set_bits(COMMAND, 2, 0xFFFF & ~COMMAND_MEMORY, False)
+            vf.reset_model()
 
     def power_cycle(self) -> None:
         """As when the machine is switched on; nobody uses it."""
@@ -191,7 +206,12 @@ class PciFunction:
 
     # ---- power
 
+    def _power_control(self) -> int:
+        cap = self._capabilities.get(caps.PM)
+        return self.raw.read(cap.offset + permissions.PM_CONTROL, 2) if cap else 0
+
     def _set_power_bits(self, state: int) -> None:
+        """`state`, and what else is set of the register."""
         if cap := self._capabilities.get(caps.PM):
             at = cap.offset + permissions.PM_CONTROL
             self.raw.set_field(at, 2, permissions.PM_STATE, state)

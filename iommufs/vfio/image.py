@@ -140,6 +140,12 @@ def of_vf(image: bytes) -> bytes:
     return bytes(registers)
 
 
+def writable_of_vf(image: bytes) -> dict[int, int]:
+    """Device Control is the physical function's but for the reset (PCI Express 6.0, 9.3.5.4)."""
+    express = caps.find(image, caps.EXPRESS)
+    return {express.offset + 8: 0} if express else {}
+
+
 def _put_capabilities(image: bytearray, description: Description) -> None:
     at, link = caps.HEADER_LENGTH, 0x34
     if count := description.msi_vectors:

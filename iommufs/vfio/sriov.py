@@ -1,7 +1,7 @@
 """SR-IOV: the capability of a physical function, and the virtual functions that it can have.
 
 The circuits of a virtual function are there whether it is enabled or not: what is made of one when
-it is enabled for the first time stays, and is as after power-on whenever it is enabled.
+it is enabled for the first time stays, and is as after a reset whenever it is enabled.
 
 Not here: who may enable them, and what Linux makes of them (pci_sriov.py).
 """
@@ -87,10 +87,14 @@ class Sriov:
         return f"{segment}:{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
 
     def function(self, index: int) -> PciFunction:
-        """Virtual function `index`, as after power-on."""
-        if index not in self._vfs:
+        """Virtual function `index`, as after power-on, or after a reset if it was there before.
+
+        What is no register of its config space stays then (seen in the reference guest).
+        """
+        if index in self._vfs:
+            self._vfs[index].reset()
+        else:
             self._vfs[index] = self._pf.guard("make_vf", self._make_vf, index)
-        self._vfs[index].power_cycle()
         return self._vfs[index]
 
 

@@ -339,6 +339,36 @@ async def test_what_sleeps_is_woken_by_its_virtual_functions(made):
         assert inside.power == power
 
 
+async def test_virtual_functions_lose_their_command_with_a_reset_of_the_physical_one(made):
+    assert await enable_vfs(made, 1) == 0
+    pf, vf = made.bus.devs[IGB].inside, made.bus.devs["0000:05:10.0"].inside
+    for reset in (pf.reset, pf.reset_function):
+        vf.raw.write(4, 2, 0x0507)
+        reset()
+        assert vf.raw.read(4, 2) == 2
+    assert await enable_vfs(made, 0) == 0
+    vf.raw.write(4, 2, 0x0507)
+    pf.reset_function()
+    assert vf.raw.read(4, 2) == 0x0507
+
+
+async def test_device_control_of_a_virtual_function_is_not_its_own(made):
+    assert await enable_vfs(made, 1) == 0
+    vf = made.bus.devs["0000:05:10.0"].inside
+    vf.raw.write(0xA8, 2, 0xFFFF)
+    assert vf.raw.read(0xA8, 2) == 0
+
+
+async def test_what_is_no_register_of_a_virtual_function_stays(made):
+    assert await enable_vfs(made, 1) == 0
+    vf = made.bus.devs["0000:05:10.0"].inside
+    for at, value in ((0x7C, 0x22), (0x0C, 0x10)):
+        vf.raw.write(at, 1, value)
+    for count in (0, 1):
+        assert await enable_vfs(made, count) == 0
+    assert [vf.raw.read(at, 1) for at in (0x7C, 0x0C)] == [0x22, 0]
+
+
 SMALL = """
 [[function]]
 bdf = "00:01.0"
