@@ -25,7 +25,7 @@ ATTRIBUTES = (
     "sriov_drivers_autoprobe", "sriov_vf_total_msix",
 )  # fmt: skip
 OF_VF = ("vendor", "device", "class", "subsystem_vendor", "revision", "resource",
-         "reset_method", "numa_node", "driver_override", "modalias", "enable")  # fmt: skip
+         "reset_method", "ari_enabled", "driver_override", "modalias", "enable")  # fmt: skip
 
 
 def attempt(call, *arguments):
@@ -111,7 +111,7 @@ def read_attributes(world):
     world.say(address, name, read_file(f"{BUS}/{address}/{name}"))
     for name in ("driver", "physfn", "iommu_group"):
         world.say(address, name, link(f"{BUS}/{address}/{name}"))
-    shown = set(os.listdir(f"{BUS}/{address}")) - {"firmware_node", "msi_irqs"}
+    shown = set(os.listdir(f"{BUS}/{address}")) - {"firmware_node", "msi_irqs", "numa_node"}
     world.say(address, *sorted(shown))
 
 
