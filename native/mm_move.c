@@ -29,7 +29,7 @@
 
 #define LARGE (2 * PAGE_SIZE) /* from here on process_vm_* is the faster one */
 #define N_SPANS 64            /* of one call */
-#define SECRET_NS 20000ull
+#define SECRET_NS 40000ull
 #define RIGHTS_NS 100000000ull
 
 static uint64_t now_ns(void) {
