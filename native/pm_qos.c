@@ -18,8 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define IN_A_ROW 16         /* requests */
-#define CLOSE_NS 2000000ull /* for so many of them together: then they come close */
+#define IN_A_ROW 8          /* requests */
+#define CLOSE_NS 1000000ull /* for so many of them together: then they come close */
 #define MAX_CORES 4         /* more would be kept awake for the sake of two */
 
 static int held = -1; /* the file, open while the request for latency stands */

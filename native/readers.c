@@ -9,7 +9,7 @@
  * watch the watcher sleeps.
  *
  * A reader that is not beside its client (placement.c) and finds no request asks again for some
- * microseconds before it sleeps, as long as that has paid lately.
+ * microseconds before it sleeps, as long as that has paid lately and nobody else wants its core.
  */
 #define _GNU_SOURCE
 #include "readers.h"
@@ -42,7 +42,8 @@
 #define SPIN_NS 50000ull        /* how long it may ask again */
 #define SHORT_SLEEP_NS 100000ull /* asking a little longer would have paid */
 #define MAX_MISSES 8          /* of requests that came just after the asking: the cores are busy */
-#define REST 256              /* requests without asking after that */
+#define PREEMPTED_NS 20000ull /* so long between two times that it asks: others run on its core */
+#define REST 256              /* requests without asking after either */
 
 /* READING: has the turn; AWAY: has it still, unless it is taken; STOLEN: it was. */
 enum state { READING, AWAY, STOLEN };
@@ -277,13 +278,19 @@ static ssize_t ask_again(struct reader *me, uint64_t start) {
   if (!spin.limit || placement_is_beside())
     return n;
   jobs_attend(1);
-  while (n == -EAGAIN && now_ns() - start < spin.limit) {
+  for (uint64_t last = start, now; n == -EAGAIN && (now = now_ns()) - start < spin.limit;
+       last = now) {
+    if (now - last > PREEMPTED_NS) {
+      spin.limit = 0;
+      spin.rest = REST;
+    }
     if (jobs_are_queued() && reader_leave(me)) {
       jobs_help();
       if (!come_back(me)) {
         n = -EINTR;
         break;
       }
+      now = now_ns();
     }
     n = read_request(me->buf);
   }
@@ -322,15 +329,23 @@ static ssize_t next_request(struct reader *me) {
   return n;
 }
 
+/* Where two cores are awake, the client and a reader that asks again take one each; where others want
+ * them, they share one. */
+static void note(int client) {
+  pm_qos_note();
+  if (pm_qos_is_held() && !spin.rest)
+    placement_leave();
+  else
+    placement_note(client);
+}
+
 static void read_and_handle(struct reader *me) {
   ssize_t n = next_request(me);
   if (n >= 0) {
     int client = (int)((const struct fuse_in_header *)me->buf)->pid;
     handle(me, me->buf, (size_t)n);
-    if (come_back(me)) {
-      placement_note(client);
-      pm_qos_note();
-    }
+    if (come_back(me))
+      note(client);
   } else if (n != -EINTR) {
     ended = 1;
     on_end();
