@@ -42,7 +42,7 @@
 #define SPIN_NS 50000ull        /* how long it may ask again */
 #define SHORT_SLEEP_NS 100000ull /* asking a little longer would have paid */
 #define MAX_MISSES 8          /* of requests that came just after the asking: the cores are busy */
-#define PREEMPTED_NS 20000ull /* so long between two times that it asks: others run on its core */
+#define PREEMPTED_NS 300000ull /* so long between two times that it asks: others want its core */
 #define REST 256              /* requests without asking after either */
 
 /* READING: has the turn; AWAY: has it still, unless it is taken; STOLEN: it was. */
