@@ -9,7 +9,7 @@
  * watch the watcher sleeps.
  *
  * A reader that is not beside its client (placement.c) and finds no request asks again for some
- * microseconds before it sleeps, as long as that has paid lately and nobody else wants its core.
+ * microseconds before it sleeps, as long as that has paid lately.
  */
 #define _GNU_SOURCE
 #include "readers.h"
@@ -42,8 +42,7 @@
 #define SPIN_NS 50000ull        /* how long it may ask again */
 #define SHORT_SLEEP_NS 100000ull /* asking a little longer would have paid */
 #define MAX_MISSES 8          /* of requests that came just after the asking: the cores are busy */
-#define PREEMPTED_NS 300000ull /* so long between two times that it asks: others want its core */
-#define REST 256              /* requests without asking after either */
+#define REST 256              /* requests without asking after that */
 
 /* READING: has the turn; AWAY: has it still, unless it is taken; STOLEN: it was. */
 enum state { READING, AWAY, STOLEN };
@@ -278,19 +277,13 @@ static ssize_t ask_again(struct reader *me, uint64_t start) {
   if (!spin.limit || placement_is_beside())
     return n;
   jobs_attend(1);
-  for (uint64_t last = start, now; n == -EAGAIN && (now = now_ns()) - start < spin.limit;
-       last = now) {
-    if (now - last > PREEMPTED_NS) {
-      spin.limit = 0;
-      spin.rest = REST;
-    }
+  while (n == -EAGAIN && now_ns() - start < spin.limit) {
     if (jobs_are_queued() && reader_leave(me)) {
       jobs_help();
       if (!come_back(me)) {
         n = -EINTR;
         break;
       }
-      now = now_ns();
     }
     n = read_request(me->buf);
   }
